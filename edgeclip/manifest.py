@@ -1,0 +1,266 @@
+"""`manifest.json` as typed structs: what a bundle holds, how to feed it, and what it was measured to do.
+
+The decoder is strict: unknown, missing or mistyped fields, duplicate keys, NaN, deep nesting and oversized documents are
+refused with the JSON path. Nothing is allocated from a number in the manifest before it has passed its bounds.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from itertools import accumulate
+from typing import Annotated, Any, Literal
+
+import msgspec
+from msgspec import Meta
+
+from edgeclip.errors import BundleFormatError, BundleVersionError
+
+FORMAT_VERSION = 1
+MAX_BYTES = 1 << 20
+MAX_DEPTH = 32
+
+Tower = Literal["image", "text"]
+Target = Literal["onnx", "openvino", "coreml", "tensorrt"]
+Precision = Literal["fp32", "fp16", "w8a16", "w8a8", "w4a16"]
+
+PositiveInt = Annotated[int, Meta(ge=1, le=1 << 20)]
+Size = Annotated[int, Meta(ge=1, le=4096)]
+TokenId = Annotated[int, Meta(ge=0, le=1 << 24)]
+ByteCount = Annotated[int, Meta(ge=0, le=1 << 40)]
+Sha256 = Annotated[str, Meta(pattern="^[0-9a-f]{64}$")]
+Name = Annotated[str, Meta(min_length=1, max_length=200)]
+Rgb = tuple[float, float, float]
+Byte = Annotated[int, Meta(ge=0, le=255)]
+
+
+class Struct(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """Base of every struct in the manifest."""
+
+
+class Preprocess(Struct):
+    """How pixels are made, exactly as the model was trained. Mean and std are applied inside the exported graph."""
+
+    size: Size
+    """Side S of the square that the image tower takes, in pixels."""
+    mean: Rgb
+    """Per channel, of values scaled to [0, 1]."""
+    std: Rgb
+    resize: Literal["shortest", "squash"] = "shortest"
+    """`shortest`: the short side becomes S, then a centre crop; `squash`: both sides become S."""
+    interpolation: Literal["bicubic", "bilinear"] = "bicubic"
+    crop: Literal["round", "floor"] = "round"
+    """How half a pixel of crop offset is rounded: to even as torchvision does, or down as transformers does."""
+    exif: Literal["apply", "ignore"] = "apply"
+    background: tuple[Byte, Byte, Byte] = (255, 255, 255)
+    """What lies under transparent pixels."""
+
+    def __post_init__(self) -> None:
+        if not all(-10.0 <= m <= 10.0 for m in self.mean):
+            raise ValueError(f"mean must lie in [-10, 10], got {self.mean}")
+        if not all(1e-6 <= s <= 10.0 for s in self.std):
+            raise ValueError(f"std must lie in [1e-6, 10], got {self.std}")
+
+
+class TokenizerSpec(Struct):
+    """What the runtime must know beside `tokenizer.json`."""
+
+    file: Name
+    context_length: Annotated[int, Meta(ge=3, le=4096)]
+    vocab_size: PositiveInt
+    sot_id: TokenId
+    eot_id: TokenId
+    pad_id: TokenId
+    causal: bool = True
+    """Tokens after the end-of-text token cannot change the embedding, so that the runtime may cut them off."""
+
+
+class ModelSpec(Struct):
+    """What the embeddings are."""
+
+    name: Name
+    embed_dim: PositiveInt
+    logit_scale: Annotated[float, Meta(gt=0, le=1e4)]
+    """exp(t): the factor from cosine to logit."""
+    activation: Literal["quick_gelu", "gelu"]
+    image_architecture: Name
+    text_architecture: Name
+    random_weights: bool = False
+    """The weights were never trained: the embeddings mean nothing."""
+
+
+class TensorSpec(Struct):
+    """One tensor of a graph's signature. A string in `shape` names a dynamic axis."""
+
+    name: Name
+    dtype: Literal["uint8", "int32", "float32"]
+    shape: Annotated[tuple[PositiveInt | Name, ...], Meta(min_length=1, max_length=8)]
+
+
+class Parity(Struct):
+    """Agreement of an artifact with the fp32 PyTorch reference on the golden inputs."""
+
+    n: PositiveInt
+    cosine_mean: float
+    cosine_min: float
+    max_abs: float
+    top1_agreement: float
+    """Share of golden inputs whose nearest reference embedding is their own, in [0, 1]."""
+    passed: bool
+    """Whether every bound of the artifact's precision held."""
+    backend: Name
+    """What ran it, with its version."""
+
+
+class FileEntry(Struct):
+    """One file of the bundle. Every file but `manifest.json` has one."""
+
+    path: Name
+    size: ByteCount
+    sha256: Sha256
+
+
+class Artifact(Struct):
+    """One tower for one target at one precision."""
+
+    tower: Tower
+    target: Target
+    precision: Precision
+    file: Name
+    """The graph's main file; `files` has all of them, this one included."""
+    files: Annotated[tuple[Name, ...], Meta(min_length=1, max_length=256)]
+    input: TensorSpec
+    output: TensorSpec
+    parity: Parity
+    opset: Annotated[int, Meta(ge=7, le=100)] | None = None
+    tools: dict[str, str] = {}
+    """Name and version of each library that made the artifact."""
+
+
+class Provenance(Struct):
+    """Where the weights come from."""
+
+    source_format: Literal["openai", "openclip", "huggingface", "edgeclip"]
+    source_sha256: Sha256
+    """Of the checkpoint: the weights' file, or the sorted list of files and digests where there are several."""
+    source: str = ""
+    """Base name or hub reference, never a path of the exporting machine."""
+    recipe: str = ""
+    data: str = ""
+    licence: str = ""
+
+
+class Manifest(Struct):
+    """The root of `manifest.json`."""
+
+    format_version: int
+    created_by: Name
+    model: ModelSpec
+    preprocess: Preprocess
+    tokenizer: TokenizerSpec | None
+    """None where the bundle has no text tower."""
+    golden: Name
+    artifacts: Annotated[tuple[Artifact, ...], Meta(max_length=64)]
+    files: Annotated[tuple[FileEntry, ...], Meta(min_length=1, max_length=1024)]
+    provenance: Provenance
+
+
+def encode(manifest: Manifest) -> bytes:
+    """Serialise; the same manifest gives the same bytes."""
+    return msgspec.json.format(msgspec.json.encode(manifest), indent=1) + b"\n"
+
+
+def decode(data: bytes) -> Manifest:
+    """Parse and validate.
+
+    Raises:
+        BundleFormatError: naming the rule that is broken and, for a field, its JSON path.
+        BundleVersionError: written by a newer edgeclip.
+    """
+    _check_document(data)
+    _check_version(data)
+    try:
+        manifest = msgspec.json.decode(data, type=Manifest)
+    except (msgspec.DecodeError, RecursionError, ValueError) as exc:
+        raise BundleFormatError(f"manifest.json: {exc}") from exc
+    _check_references(manifest)
+    return manifest
+
+
+def _check_document(data: bytes) -> None:
+    """The rules that a JSON parser leaves open."""
+    if len(data) > MAX_BYTES:
+        raise BundleFormatError(f"manifest.json: {len(data)} bytes, the limit is {MAX_BYTES}")
+    if data.startswith(b"\xef\xbb\xbf"):
+        raise BundleFormatError("manifest.json: starts with a byte order mark")
+    try:
+        text = data.decode("utf-8")
+    except UnicodeDecodeError as exc:
+        raise BundleFormatError(f"manifest.json: not UTF-8 at byte {exc.start}") from exc
+    if _depth(data) > MAX_DEPTH:
+        raise BundleFormatError(f"manifest.json: nested deeper than {MAX_DEPTH}")
+    try:
+        json.loads(text, object_pairs_hook=_unique, parse_constant=_no_constant)
+    except BundleFormatError:
+        raise
+    except (ValueError, RecursionError) as exc:
+        raise BundleFormatError(f"manifest.json: {exc}") from exc
+
+
+def _depth(data: bytes) -> int:
+    brackets = re.sub(rb'"(?:[^"\\]|\\.)*"|[^\[\]{}]', b"", data)
+    return max(accumulate(1 if b in b"[{" else -1 for b in brackets), default=0)
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    obj = dict(pairs)
+    if len(obj) != len(pairs):
+        keys = [k for k, _ in pairs]
+        twice = next(k for k in keys if keys.count(k) > 1)
+        raise BundleFormatError(f"manifest.json: duplicate key {twice!r}")
+    return obj
+
+
+def _no_constant(name: str) -> None:
+    raise BundleFormatError(f"manifest.json: {name} is not JSON")
+
+
+class _Version(msgspec.Struct):
+    format_version: int
+
+
+def _check_version(data: bytes) -> None:
+    try:
+        found = msgspec.json.decode(data, type=_Version).format_version
+    except msgspec.DecodeError as exc:
+        raise BundleFormatError(f"manifest.json: {exc}") from exc
+    if found > FORMAT_VERSION:
+        raise BundleVersionError(
+            f"manifest.json: format version {found}, this edgeclip reads up to {FORMAT_VERSION}",
+            hint="pip install -U edgeclip",
+        )
+    if found < 1:
+        raise BundleFormatError(f"manifest.json: format version {found} does not exist - at `$.format_version`")
+
+
+def _check_references(manifest: Manifest) -> None:
+    """Every file that is named must be listed, once; every artifact must be unique."""
+    paths = [f.path for f in manifest.files]
+    listed = set(paths)
+    if len(listed) != len(paths):
+        raise BundleFormatError("manifest.json: a path is listed twice - at `$.files`")
+    named = {"$.golden": manifest.golden}
+    if manifest.tokenizer:
+        named["$.tokenizer.file"] = manifest.tokenizer.file
+    for i, artifact in enumerate(manifest.artifacts):
+        named |= {f"$.artifacts[{i}].files[{j}]": path for j, path in enumerate(artifact.files)}
+        if artifact.file not in artifact.files:
+            raise BundleFormatError(f"manifest.json: {artifact.file!r} is not among its files - at `$.artifacts[{i}].file`")
+    for where, path in named.items():
+        if path not in listed:
+            raise BundleFormatError(f"manifest.json: {path!r} is not among `$.files` - at `{where}`")
+    keys = [(a.tower, a.target, a.precision) for a in manifest.artifacts]
+    if len(set(keys)) != len(keys):
+        raise BundleFormatError("manifest.json: an artifact is listed twice - at `$.artifacts`")
+    if manifest.tokenizer is None and any(a.tower == "text" for a in manifest.artifacts):
+        raise BundleFormatError("manifest.json: a text tower needs a tokenizer - at `$.tokenizer`")

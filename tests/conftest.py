@@ -1,0 +1,39 @@
+"""Fixtures that every kind of test shares."""
+
+from __future__ import annotations
+
+import gzip
+import os
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+@pytest.fixture(autouse=True)
+def private_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Each test has a cache directory of its own, so that none sees another's engines."""
+    cache = tmp_path_factory.mktemp("cache")
+    monkeypatch.setenv("EDGECLIP_CACHE", str(cache))
+    return cache
+
+
+@pytest.fixture(scope="session")
+def data_dir() -> Path:
+    """Real images and captions, at `EDGECLIP_DATA`; skips where they are absent."""
+    path = Path(os.environ.get("EDGECLIP_DATA", ROOT / ".." / "shared" / "data")).resolve()
+    if not (path / "eval").is_dir():
+        pytest.skip(f"EDGECLIP_DATA: no data folder at {path}")
+    return path
+
+
+@pytest.fixture(scope="session")
+def bpe_path() -> Path:
+    """OpenAI's BPE merges, which `make setup` fetches; skips where they are absent."""
+    path = ROOT / "build" / "tokenizer" / "open_clip" / "bpe_simple_vocab_16e6.txt.gz"
+    if not path.is_file():
+        pytest.skip(f"no BPE merges at {path}: run `make setup`")
+    with gzip.open(path) as file:
+        file.read(1)
+    return path
