@@ -1,0 +1,138 @@
+"""What a CLIP model is made of, as strict structs, and the nine architectures that OpenAI published."""
+
+from __future__ import annotations
+
+import difflib
+from pathlib import Path
+from typing import Annotated, Literal
+
+import msgspec
+from msgspec import Meta
+
+from edgeclip.errors import UsageError
+
+Activation = Literal["quick_gelu", "gelu"]
+Count = Annotated[int, Meta(ge=1, le=1 << 20)]
+Epsilon = Annotated[float, Meta(gt=0.0, le=0.1)]
+TokenId = Annotated[int, Meta(ge=0, le=1 << 24)]
+
+CONFIGS = Path(__file__).parent / "configs"
+
+
+class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """Base of every struct here."""
+
+
+class VitConfig(Config, frozen=True, tag="vit", tag_field="kind"):
+    """A vision transformer. Source: arXiv 2010.11929, with a LayerNorm before the transformer (arXiv 2103.00020)."""
+
+    width: Count
+    layers: Count
+    heads: Count
+    patch: Count
+    """Side of a patch in pixels."""
+    mlp_width: Count
+    activation: Activation
+    layer_norm_eps: Epsilon = 1e-5
+
+    def __post_init__(self) -> None:
+        _check_heads(self.width, self.heads)
+
+
+class ResNetConfig(Config, frozen=True, tag="resnet", tag_field="kind"):
+    """A ModifiedResNet: three-convolution stem, average-pooled strides, attention pooling."""
+
+    width: Annotated[int, Meta(ge=2, le=4096, multiple_of=2)]
+    """Channels after the stem; the last stage has 32 times as many."""
+    layers: tuple[Count, Count, Count, Count]
+    """Blocks of each stage."""
+    heads: Count
+    """Of the attention pooling."""
+
+    def __post_init__(self) -> None:
+        _check_heads(self.width * 32, self.heads)
+
+
+class TextConfig(Config, frozen=True):
+    """A causal transformer over token ids."""
+
+    width: Count
+    layers: Count
+    heads: Count
+    context_length: Count
+    vocab_size: Count
+    mlp_width: Count
+    activation: Activation
+    layer_norm_eps: Epsilon = 1e-5
+    eot_id: TokenId | None = None
+    """The feature is read at the first position of this id; None: at the first position of the row's highest id."""
+
+    def __post_init__(self) -> None:
+        _check_heads(self.width, self.heads)
+
+
+class ClipConfig(Config, frozen=True):
+    """Both towers and the space that they share."""
+
+    name: Annotated[str, Meta(min_length=1, max_length=200)]
+    embed_dim: Count
+    image_size: Annotated[int, Meta(ge=1, le=4096)]
+    """Side S of the square input in pixels."""
+    image: VitConfig | ResNetConfig
+    text: TextConfig
+
+    def __post_init__(self) -> None:
+        if isinstance(self.image, ResNetConfig) and self.image_size % 32:
+            raise ValueError(f"a ResNet needs an image_size that 32 divides, got {self.image_size}")
+        if isinstance(self.image, VitConfig) and self.image_size < self.image.patch:
+            raise ValueError(f"patches of {self.image.patch} do not fit an image_size of {self.image_size}")
+
+    @property
+    def activation(self) -> Activation:
+        """The text tower's; every published CLIP has the same one in both towers."""
+        return self.text.activation
+
+    def with_activation(self, activation: Activation) -> ClipConfig:
+        """The same model with this activation in both towers."""
+        image = self.image
+        if isinstance(image, VitConfig):
+            image = msgspec.structs.replace(image, activation=activation)
+        text = msgspec.structs.replace(self.text, activation=activation)
+        return msgspec.structs.replace(self, image=image, text=text)
+
+
+def list_configs() -> tuple[str, ...]:
+    """Names that `load_config` knows, sorted."""
+    return tuple(sorted(path.stem for path in CONFIGS.glob("*.json")))
+
+
+def load_config(name: str) -> ClipConfig:
+    """One of the published architectures; `ViT-B/32` and `ViT-L/14@336px` mean `ViT-B-32` and `ViT-L-14-336`.
+
+    Raises:
+        UsageError: there is no such architecture.
+    """
+    known = list_configs()
+    stem = name.replace("/", "-").replace("@", "-").removesuffix("px")
+    if stem not in known:
+        close = difflib.get_close_matches(stem, known, n=1, cutoff=0.5)
+        hint = f"did you mean {close[0]!r}?" if close else f"known: {', '.join(known)}"
+        raise UsageError(f"unknown architecture {name!r}", hint=hint)
+    return msgspec.json.decode((CONFIGS / f"{stem}.json").read_bytes(), type=ClipConfig)
+
+
+def known_name(config: ClipConfig) -> str | None:
+    """Name of the published architecture that has these sizes, whatever its activation and pooling."""
+    return next((name for name in list_configs() if _sizes(load_config(name)) == _sizes(config)), None)
+
+
+def _sizes(config: ClipConfig) -> ClipConfig:
+    """The config without what leaves its tensors alone."""
+    plain = config.with_activation("gelu")
+    text = msgspec.structs.replace(plain.text, eot_id=None)
+    return msgspec.structs.replace(plain, name="-", text=text)
+
+
+def _check_heads(width: int, heads: int) -> None:
+    if width % heads:
+        raise ValueError(f"{heads} heads do not divide a width of {width}")
