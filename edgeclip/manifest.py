@@ -1,24 +1,25 @@
 """`manifest.json` as typed structs: what a bundle holds, how to feed it, and what it was measured to do.
 
-The decoder is strict: unknown, missing or mistyped fields, duplicate keys, NaN, deep nesting and oversized documents are
-refused with the JSON path. Nothing is allocated from a number in the manifest before it has passed its bounds.
+The decoder is strict: unknown, missing or mistyped fields, duplicate keys, NaN, deep nesting and oversized documents
+are refused with the JSON path. Nothing is allocated from a number in the manifest before it has passed its bounds.
 """
 
 from __future__ import annotations
 
 import json
 import re
-from itertools import accumulate
 from typing import Annotated, Any, Literal
 
 import msgspec
 from msgspec import Meta
 
+from edgeclip import paths
 from edgeclip.errors import BundleFormatError, BundleVersionError
 
 FORMAT_VERSION = 1
 MAX_BYTES = 1 << 20
 MAX_DEPTH = 32
+MAX_DIGITS = 40
 
 Tower = Literal["image", "text"]
 Target = Literal["onnx", "openvino", "coreml", "tensorrt"]
@@ -38,7 +39,7 @@ class Struct(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
     """Base of every struct in the manifest."""
 
 
-class Preprocess(Struct):
+class Preprocess(Struct, frozen=True):
     """How pixels are made, exactly as the model was trained. Mean and std are applied inside the exported graph."""
 
     size: Size
@@ -62,7 +63,7 @@ class Preprocess(Struct):
             raise ValueError(f"std must lie in [1e-6, 10], got {self.std}")
 
 
-class TokenizerSpec(Struct):
+class TokenizerSpec(Struct, frozen=True):
     """What the runtime must know beside `tokenizer.json`."""
 
     file: Name
@@ -75,7 +76,7 @@ class TokenizerSpec(Struct):
     """Tokens after the end-of-text token cannot change the embedding, so that the runtime may cut them off."""
 
 
-class ModelSpec(Struct):
+class ModelSpec(Struct, frozen=True):
     """What the embeddings are."""
 
     name: Name
@@ -89,7 +90,7 @@ class ModelSpec(Struct):
     """The weights were never trained: the embeddings mean nothing."""
 
 
-class TensorSpec(Struct):
+class TensorSpec(Struct, frozen=True):
     """One tensor of a graph's signature. A string in `shape` names a dynamic axis."""
 
     name: Name
@@ -97,7 +98,7 @@ class TensorSpec(Struct):
     shape: Annotated[tuple[PositiveInt | Name, ...], Meta(min_length=1, max_length=8)]
 
 
-class Parity(Struct):
+class Parity(Struct, frozen=True):
     """Agreement of an artifact with the fp32 PyTorch reference on the golden inputs."""
 
     n: PositiveInt
@@ -112,7 +113,7 @@ class Parity(Struct):
     """What ran it, with its version."""
 
 
-class FileEntry(Struct):
+class FileEntry(Struct, frozen=True):
     """One file of the bundle. Every file but `manifest.json` has one."""
 
     path: Name
@@ -120,7 +121,7 @@ class FileEntry(Struct):
     sha256: Sha256
 
 
-class Artifact(Struct):
+class Artifact(Struct, frozen=True):
     """One tower for one target at one precision."""
 
     tower: Tower
@@ -137,7 +138,7 @@ class Artifact(Struct):
     """Name and version of each library that made the artifact."""
 
 
-class Provenance(Struct):
+class Provenance(Struct, frozen=True):
     """Where the weights come from."""
 
     source_format: Literal["openai", "openclip", "huggingface", "edgeclip"]
@@ -150,7 +151,7 @@ class Provenance(Struct):
     licence: str = ""
 
 
-class Manifest(Struct):
+class Manifest(Struct, frozen=True):
     """The root of `manifest.json`."""
 
     format_version: int
@@ -176,53 +177,90 @@ def decode(data: bytes) -> Manifest:
     Raises:
         BundleFormatError: naming the rule that is broken and, for a field, its JSON path.
         BundleVersionError: written by a newer edgeclip.
+        BundlePathError: a path could leave the bundle, or collides with another.
     """
-    _check_document(data)
+    parse_json(data, "manifest.json")
     _check_version(data)
     try:
         manifest = msgspec.json.decode(data, type=Manifest)
     except (msgspec.DecodeError, RecursionError, ValueError) as exc:
         raise BundleFormatError(f"manifest.json: {exc}") from exc
+    _check_paths(manifest)
     _check_references(manifest)
     return manifest
 
 
-def _check_document(data: bytes) -> None:
-    """The rules that a JSON parser leaves open."""
+def parse_json(data: bytes, name: str) -> Any:
+    """Parse JSON by rules that parsers leave open, so that every parser reads the same from it.
+
+    Raises:
+        BundleFormatError: naming the document and the rule.
+    """
     if len(data) > MAX_BYTES:
-        raise BundleFormatError(f"manifest.json: {len(data)} bytes, the limit is {MAX_BYTES}")
+        raise BundleFormatError(f"{name}: {len(data)} bytes or more, the limit is {MAX_BYTES}")
     if data.startswith(b"\xef\xbb\xbf"):
-        raise BundleFormatError("manifest.json: starts with a byte order mark")
+        raise BundleFormatError(f"{name}: starts with a byte order mark")
     try:
         text = data.decode("utf-8")
     except UnicodeDecodeError as exc:
-        raise BundleFormatError(f"manifest.json: not UTF-8 at byte {exc.start}") from exc
-    if _depth(data) > MAX_DEPTH:
-        raise BundleFormatError(f"manifest.json: nested deeper than {MAX_DEPTH}")
+        raise BundleFormatError(f"{name}: not UTF-8 at byte {exc.start}") from exc
+    if _deeper_than(data, MAX_DEPTH):
+        raise BundleFormatError(f"{name}: nested deeper than {MAX_DEPTH}")
     try:
-        json.loads(text, object_pairs_hook=_unique, parse_constant=_no_constant)
-    except BundleFormatError:
-        raise
+        parsed = json.loads(text, object_pairs_hook=_unique, parse_constant=_no_constant, parse_int=_integer)
+        _require_unicode(parsed)
+        return parsed
     except (ValueError, RecursionError) as exc:
-        raise BundleFormatError(f"manifest.json: {exc}") from exc
+        raise BundleFormatError(f"{name}: {exc}") from exc
 
 
-def _depth(data: bytes) -> int:
-    brackets = re.sub(rb'"(?:[^"\\]|\\.)*"|[^\[\]{}]', b"", data)
-    return max(accumulate(1 if b in b"[{" else -1 for b in brackets), default=0)
+def _deeper_than(data: bytes, limit: int) -> bool:
+    """Whether brackets outside strings nest deeper; in one pass without backtracking, and stops where it is sure."""
+    depth = 0
+    for match in re.finditer(rb'"[^"]*"?|[\[\]{}]', re.sub(rb"\\.", b"", data, flags=re.DOTALL)):
+        token = match[0]
+        if token in b"[{":
+            depth += 1
+            if depth > limit:
+                return True
+        elif token in b"]}":
+            depth -= 1
+    return False
 
 
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    obj = dict(pairs)
-    if len(obj) != len(pairs):
-        keys = [k for k, _ in pairs]
-        twice = next(k for k in keys if keys.count(k) > 1)
-        raise BundleFormatError(f"manifest.json: duplicate key {twice!r}")
+    obj: dict[str, Any] = {}
+    for key, value in pairs:
+        if key in obj:
+            raise ValueError(f"duplicate key {key!r}")
+        obj[key] = value
     return obj
 
 
 def _no_constant(name: str) -> None:
-    raise BundleFormatError(f"manifest.json: {name} is not JSON")
+    raise ValueError(f"{name} is not JSON")
+
+
+def _integer(digits: str) -> int:
+    if len(digits) > MAX_DIGITS:
+        raise ValueError(f"an integer of {len(digits)} digits, the limit is {MAX_DIGITS}")
+    return int(digits)
+
+
+def _require_unicode(value: Any) -> None:
+    """Refuse escaped halves of surrogate pairs, which no UTF-8 can hold."""
+    if isinstance(value, str):
+        try:
+            value.encode()
+        except UnicodeEncodeError as exc:
+            raise ValueError("a lone surrogate in a string") from exc
+    elif isinstance(value, dict):
+        for key, item in value.items():
+            _require_unicode(key)
+            _require_unicode(item)
+    elif isinstance(value, list):
+        for item in value:
+            _require_unicode(item)
 
 
 class _Version(msgspec.Struct):
@@ -243,20 +281,36 @@ def _check_version(data: bytes) -> None:
         raise BundleFormatError(f"manifest.json: format version {found} does not exist - at `$.format_version`")
 
 
-def _check_references(manifest: Manifest) -> None:
-    """Every file that is named must be listed, once; every artifact must be unique."""
-    paths = [f.path for f in manifest.files]
-    listed = set(paths)
-    if len(listed) != len(paths):
-        raise BundleFormatError("manifest.json: a path is listed twice - at `$.files`")
+def _named(manifest: Manifest) -> dict[str, str]:
+    """Every path that the manifest uses, by where it does."""
     named = {"$.golden": manifest.golden}
     if manifest.tokenizer:
         named["$.tokenizer.file"] = manifest.tokenizer.file
     for i, artifact in enumerate(manifest.artifacts):
+        named[f"$.artifacts[{i}].file"] = artifact.file
         named |= {f"$.artifacts[{i}].files[{j}]": path for j, path in enumerate(artifact.files)}
+    return named
+
+
+def _check_paths(manifest: Manifest) -> None:
+    """No path may leave the bundle, and the files must be able to lie side by side, with the manifest among them."""
+    for path in _named(manifest).values():
+        paths.check(path)
+    listed = [entry.path for entry in manifest.files]
+    if len(set(listed)) != len(listed):
+        raise BundleFormatError("manifest.json: a path is listed twice - at `$.files`")
+    paths.check_set(["manifest.json", *listed])
+
+
+def _check_references(manifest: Manifest) -> None:
+    """Every file that is named must be listed; every artifact must be unique."""
+    listed = {entry.path for entry in manifest.files}
+    for i, artifact in enumerate(manifest.artifacts):
         if artifact.file not in artifact.files:
-            raise BundleFormatError(f"manifest.json: {artifact.file!r} is not among its files - at `$.artifacts[{i}].file`")
-    for where, path in named.items():
+            raise BundleFormatError(
+                f"manifest.json: {artifact.file!r} is not among its files - at `$.artifacts[{i}].file`"
+            )
+    for where, path in _named(manifest).items():
         if path not in listed:
             raise BundleFormatError(f"manifest.json: {path!r} is not among `$.files` - at `{where}`")
     keys = [(a.tower, a.target, a.precision) for a in manifest.artifacts]

@@ -1,0 +1,381 @@
+"""The bundle: the one door through which any file reaches an engine.
+
+    manifest, bounded and strict -> path rules -> the set of files -> sizes -> sha256 -> what the graph may contain
+
+Engines do not detect corruption, they compute something else. So the bytes that were hashed are the very bytes that are
+handed out, and nothing is handed out that was not hashed.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import re
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import BinaryIO, Protocol
+
+import msgspec
+
+from edgeclip import archive, graphcheck, manifest, paths, publish
+from edgeclip.archive import Archive
+from edgeclip.errors import (
+    BundleError,
+    BundleFormatError,
+    BundleIntegrityError,
+    BundleNotFoundError,
+    ExportExistsError,
+    ResourceError,
+    UsageError,
+)
+from edgeclip.folder import Folder
+from edgeclip.manifest import Artifact, FileEntry, Manifest
+
+MANIFEST = "manifest.json"
+_LFS_START = b"version https://git-lfs.github.com/spec/"
+_LFS_HINT = "a Git LFS pointer: run git lfs pull"
+
+
+class _Source(Protocol):
+    """Where the files lie: `Archive` or `Folder`."""
+
+    @property
+    def sizes(self) -> dict[str, int]: ...
+
+    def open(self, name: str) -> BinaryIO: ...
+
+    def intact(self, name: str, data: bytes) -> bool: ...
+
+
+@dataclass(frozen=True, eq=False)
+class Bundle:
+    """A bundle whose manifest and structure are checked. Holds no file open; any number of threads may read."""
+
+    path: Path
+    manifest: Manifest
+    digest: str
+    """`sha256:` and the hex digest of `manifest.json`, which has the digests of all other files."""
+    _source: _Source = field(repr=False, compare=False)
+
+    @classmethod
+    def open(cls, path: str | Path, *, expect_digest: str | None = None) -> Bundle:
+        """Open a bundle file or directory. Checks everything but the contents of the files that the manifest lists.
+
+        Args:
+            path: a `.edgeclip` file, or the same tree as a directory.
+            expect_digest: what `digest` must be. When it is not, nothing but the manifest was read.
+
+        Raises:
+            BundleNotFoundError: nothing is there.
+            BundleFormatError: it is not a bundle, or breaks a rule of the format.
+            BundleVersionError: a newer edgeclip wrote it.
+            BundlePathError: a path leaves the bundle, or something in it is not a regular file.
+            BundleIntegrityError: a file is missing, superfluous or of another size, or the digest is not the
+                expected one.
+        """
+        path = Path(path)
+        if expect_digest is not None and not re.fullmatch("sha256:[0-9a-f]{64}", expect_digest):
+            raise UsageError(f"expect_digest {expect_digest!r} is not `sha256:` and 64 hex digits")
+        with _reading(path):
+            source: _Source = Folder.scan(path) if path.is_dir() else _scan_file(path)
+            data = _read_manifest(path, source)
+        digest = f"sha256:{hashlib.sha256(data).hexdigest()}"
+        if expect_digest not in (None, digest):
+            raise BundleIntegrityError(f"{path}: the bundle's digest is {digest}, expected {expect_digest}")
+        if not source.intact(MANIFEST, data) and len(data) <= manifest.MAX_BYTES:
+            raise BundleIntegrityError(f"{path}: {MANIFEST} is damaged", hint="copy or export the bundle again")
+        try:
+            content = manifest.decode(data)
+        except BundleError as exc:
+            raise type(exc)(f"{path}: {exc.message}", hint=exc.hint) from exc
+        bundle = cls(path, content, digest, source)
+        bundle._check_sizes()
+        return bundle
+
+    def read(self, name: str) -> bytes:
+        """The verified content of a file.
+
+        Raises:
+            BundleIntegrityError: its size or sha256 is not what the manifest says.
+            UsageError: the manifest lists no such file.
+            ResourceError: it does not fit in memory.
+        """
+        entry = self._entry(name)
+        with _reading(self.path), self._source.open(name) as file:
+            data = file.read(entry.size)
+        self._check(entry, len(data), hashlib.sha256(data).hexdigest(), data)
+        return data
+
+    def files(self, artifact: Artifact) -> dict[str, bytes]:
+        """The verified contents of an artifact's files, by path, safe to hand to an engine.
+
+        Raises:
+            BundleFormatError, BundlePathError: a graph contains what it may not.
+            TargetLoadError: a file is a prebuilt engine.
+            And as `read`.
+        """
+        contents = {name: self.read(name) for name in artifact.files}
+        graphcheck.check_graph(artifact, contents)
+        return contents
+
+    def artifacts(
+        self, *, tower: str | None = None, target: str | None = None, precision: str | None = None
+    ) -> list[Artifact]:
+        """The artifacts that match, in the manifest's order."""
+        wanted = {"tower": tower, "target": target, "precision": precision}
+        return [
+            artifact
+            for artifact in self.manifest.artifacts
+            if all(value is None or getattr(artifact, key) == value for key, value in wanted.items())
+        ]
+
+    def verify_files(self) -> None:
+        """Hash every file, in pieces. Raises BundleIntegrityError for the first that differs."""
+        for entry in self.manifest.files:
+            for _ in self.pieces(entry):
+                pass
+
+    def unpack(self, directory: str | Path) -> None:
+        """Write the same tree to a new directory, which appears when it is complete and verified.
+
+        Raises:
+            ExportExistsError: the directory exists.
+            And as `read` and `publish.staged_directory`.
+        """
+        contents = {entry.path: self.pieces(entry) for entry in self.manifest.files}
+        data = self._manifest_bytes()
+        with publish.staged_directory(Path(directory), replace=False, needed=_total(self.manifest)) as temp:
+            _write_tree(temp, data, contents)
+
+    def _manifest_bytes(self) -> bytes:
+        """The manifest as it stands in the bundle, so that the copy has the same digest."""
+        with _reading(self.path):
+            data = _read_manifest(self.path, self._source)
+        if f"sha256:{hashlib.sha256(data).hexdigest()}" != self.digest:
+            raise BundleIntegrityError(f"{self.path}: {MANIFEST} has changed since the bundle was opened")
+        return data
+
+    def pieces(self, entry: FileEntry) -> Iterator[bytes]:
+        """A file in pieces, of which none is verified before the last; then come the errors of `read`."""
+        with _reading(self.path), self._source.open(entry.path) as file:
+            yield from _verified(file, entry, lambda *found: self._check(entry, *found))
+
+    def _entry(self, name: str) -> FileEntry:
+        for entry in self.manifest.files:
+            if entry.path == name:
+                return entry
+        raise UsageError(f"{self.path}: the bundle lists no file {name!r}")
+
+    def _check(self, entry: FileEntry, size: int, digest: str, head: bytes) -> None:
+        if size != entry.size:
+            raise self._broken(entry.path, f"{size} bytes", f"{entry.size}", head)
+        if digest != entry.sha256:
+            raise self._broken(entry.path, f"sha256 {digest}", entry.sha256, head)
+
+    def _broken(self, name: str, actual: str, expected: str, head: bytes) -> BundleIntegrityError:
+        hint = _LFS_HINT if head.startswith(_LFS_START) else "copy or export the bundle again"
+        return BundleIntegrityError(f"{self.path}: {name} has {actual}, expected {expected}", hint=hint)
+
+    def _check_sizes(self) -> None:
+        """The files that are there must be those of the manifest, each of its size."""
+        found = dict(self._source.sizes)
+        found.pop(MANIFEST)
+        expected = {entry.path: entry.size for entry in self.manifest.files}
+        if missing := expected.keys() - found:
+            raise BundleIntegrityError(f"{self.path}: the bundle lacks {_listing(missing)}")
+        if extra := found.keys() - expected:
+            raise BundleIntegrityError(f"{self.path}: the manifest does not list {_listing(extra)}")
+        for name, size in expected.items():
+            if found[name] != size:
+                raise self._broken(name, f"{found[name]} bytes", f"{size}", self._head(name, found[name]))
+
+    def _head(self, name: str, size: int) -> bytes:
+        with _reading(self.path), self._source.open(name) as file:
+            return file.read(min(size, len(_LFS_START)))
+
+
+def write_bundle(path: str | Path, manifest: Manifest, files: Mapping[str, bytes | Path], *, replace: bool) -> Bundle:
+    """Write a bundle. The same manifest and files give the same bytes.
+
+    Where a bundle directory stands at `path`, the new one is a directory, too; else it is one file.
+
+    Args:
+        path: the output.
+        manifest: its `files` are computed here from the contents.
+        files: path in the bundle to its content, or to the file that has it.
+        replace: whether an existing bundle may be replaced.
+
+    Raises:
+        BundleFormatError, BundlePathError: the manifest and the files do not make a valid bundle.
+        UsageError: a file cannot be read.
+        And as `publish.staged_file`.
+    """
+    entries = tuple(_describe(name, files[name]) for name in sorted(files))
+    pieces = {entry.path: _copied(files[entry.path], entry) for entry in entries}
+    return _write(Path(path), msgspec.structs.replace(manifest, files=entries), pieces, replace=replace)
+
+
+def add_artifact(bundle: Bundle, artifact: Artifact, files: Mapping[str, bytes], *, replace: bool = False) -> Bundle:
+    """Add an artifact to the bundle at `bundle.path`, which is rewritten whole.
+
+    It is opened anew under the lock, so that what another export has added meanwhile stays. Its other files are
+    verified on the way.
+
+    Raises:
+        ExportExistsError: the bundle has this tower, target and precision, and `replace` is false; or a file of that
+            name that belongs to something else.
+        UsageError: `files` are not the artifact's files.
+        And as `write_bundle` and `Bundle.read`.
+    """
+    if set(files) != set(artifact.files):
+        raise UsageError(f"the artifact names the files {_listing(artifact.files)}, but {_listing(files)} are given")
+    with publish.lock(bundle.path):
+        bundle = Bundle.open(bundle.path)
+        kept, entries = _without(bundle, artifact, replace=replace)
+        if taken := {entry.path for entry in entries} & set(files):
+            raise ExportExistsError(f"{bundle.path}: {_listing(taken)} belongs to something else in the bundle")
+        pieces = {entry.path: bundle.pieces(entry) for entry in entries}
+        for name, content in files.items():
+            entries.append(_describe(name, content))
+            pieces[name] = _copied(content, entries[-1])
+        changed = msgspec.structs.replace(
+            bundle.manifest,
+            artifacts=tuple(sorted([*kept, artifact], key=_key)),
+            files=tuple(sorted(entries, key=lambda entry: entry.path)),
+        )
+        return _write(bundle.path, changed, pieces, replace=True)
+
+
+def _without(bundle: Bundle, artifact: Artifact, *, replace: bool) -> tuple[list[Artifact], list[FileEntry]]:
+    """The artifacts and files that stay when `artifact` is put in."""
+    old = [other for other in bundle.manifest.artifacts if _key(other) == _key(artifact)]
+    if old and not replace:
+        name = " ".join(_key(artifact))
+        raise ExportExistsError(f"{bundle.path}: has a {name} artifact already", hint="replace it with --force")
+    kept = [other for other in bundle.manifest.artifacts if other not in old]
+    gone = {name for other in old for name in other.files} - {name for other in kept for name in other.files}
+    return kept, [entry for entry in bundle.manifest.files if entry.path not in gone]
+
+
+def _key(artifact: Artifact) -> tuple[str, str, str]:
+    return artifact.tower, artifact.target, artifact.precision
+
+
+def _write(path: Path, content: Manifest, pieces: Mapping[str, Iterable[bytes]], *, replace: bool) -> Bundle:
+    data = manifest.encode(content)
+    manifest.decode(data)  # What could not be opened must not be written.
+    needed = _total(content) + len(data)
+    with publish.lock(path):
+        if path.is_dir():
+            with publish.staged_directory(path, replace=replace, needed=needed) as temp:
+                _write_tree(temp, data, pieces)
+        else:
+            with publish.staged_file(path, replace=replace, needed=needed) as file:
+                _write_archive(file, data, content, pieces)
+        return Bundle.open(path)
+
+
+def _write_archive(file: BinaryIO, data: bytes, content: Manifest, pieces: Mapping[str, Iterable[bytes]]) -> None:
+    writer = archive.Writer(file)
+    writer.add(MANIFEST, len(data), [data])
+    for entry in content.files:
+        writer.add(entry.path, entry.size, pieces[entry.path])
+        publish.fault_point(f"entry {entry.path}")
+    writer.finish()
+
+
+def _write_tree(root: Path, data: bytes, pieces: Mapping[str, Iterable[bytes]]) -> None:
+    """The manifest is written last: a tree that lacks it is known to be incomplete, however it was copied."""
+    for name, chunks in {**pieces, MANIFEST: [data]}.items():
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        with (root / name).open("xb") as file:
+            file.writelines(chunks)
+        publish.fault_point(f"entry {name}")
+
+
+def _copied(content: bytes | Path, entry: FileEntry) -> Iterator[bytes]:
+    def check(size: int, digest: str, _: bytes) -> None:
+        if (size, digest) != (entry.size, entry.sha256):
+            raise BundleIntegrityError(f"{entry.path}: changed while it was being written", hint="run again")
+
+    with _open_content(content) as file:
+        yield from _verified(file, entry, check)
+
+
+def _verified(file: BinaryIO, entry: FileEntry, check: Callable[[int, str, bytes], None]) -> Iterator[bytes]:
+    """Pieces of a file up to its size; `check` gets the size, digest and first piece at the end."""
+    digest = hashlib.sha256()
+    size = 0
+    head = b""
+    while size < entry.size and (piece := file.read(min(archive.CHUNK, entry.size - size))):
+        head = head or piece
+        size += len(piece)
+        digest.update(piece)
+        yield piece
+    check(size, digest.hexdigest(), head)
+
+
+def _describe(name: str, content: bytes | Path) -> FileEntry:
+    digest = hashlib.sha256()
+    size = 0
+    try:
+        with _open_content(content) as file:
+            while piece := file.read(archive.CHUNK):
+                size += len(piece)
+                digest.update(piece)
+    except OSError as exc:
+        raise UsageError(f"{content!s}: cannot be read for {name}: {exc.strerror or exc}") from exc
+    return FileEntry(path=name, size=size, sha256=digest.hexdigest())
+
+
+def _open_content(content: bytes | Path) -> BinaryIO:
+    return paths.open_regular(content, follow=True) if isinstance(content, Path) else io.BytesIO(content)
+
+
+def _total(content: Manifest) -> int:
+    return sum(entry.size for entry in content.files)
+
+
+def _listing(names: Iterable[str], limit: int = 5) -> str:
+    ordered = sorted(names)
+    more = f" and {len(ordered) - limit} more" if len(ordered) > limit else ""
+    return ", ".join(repr(name) for name in ordered[:limit]) + more
+
+
+@contextmanager
+def _reading(path: Path) -> Iterator[None]:
+    """Turn what the system says about reading a bundle into our errors."""
+    try:
+        yield
+    except (FileNotFoundError, NotADirectoryError) as exc:
+        if path.exists():
+            raise BundleIntegrityError(f"{path}: the bundle lacks {exc.filename}") from exc
+        raise BundleNotFoundError(f"{path}: no such file or directory") from exc
+    except OSError as exc:
+        raise BundleFormatError(f"{path}: cannot be read: {exc.strerror or exc}") from exc
+    except MemoryError as exc:
+        raise ResourceError(f"{path}: not enough memory to read the bundle") from exc
+
+
+def _scan_file(path: Path) -> Archive:
+    try:
+        return Archive.scan(path)
+    except BundleFormatError as exc:
+        with paths.open_regular(path, follow=True) as file:
+            if file.read(len(_LFS_START)) == _LFS_START:
+                raise BundleFormatError(f"{path}: not a bundle", hint=_LFS_HINT) from exc
+        raise
+
+
+def _read_manifest(path: Path, source: _Source) -> bytes:
+    """At most one byte more than a manifest may have, which is for `manifest.decode` to refuse."""
+    size = source.sizes.get(MANIFEST)
+    if size is None:
+        raise BundleFormatError(f"{path}: no manifest: incomplete bundle", hint="copy or export the bundle again")
+    with source.open(MANIFEST) as file:
+        data = file.read(min(size, manifest.MAX_BYTES + 1))
+    if data.startswith(_LFS_START):
+        raise BundleFormatError(f"{path}: {MANIFEST} is not JSON", hint=_LFS_HINT)
+    return data
