@@ -1,8 +1,9 @@
 """The one-file form of a bundle: a zip of stored entries that tile the file from its first byte to its last.
 
 Standard `zipfile` reads leniently (bytes before and after the archive, names cut at NUL, entries that overlap,
-thousands of entries before the caller sees one) and its output differs between Python versions. Here nothing is accepted that the
-writer below does not make: every byte of the file is accounted for, so that no two readers see two different archives.
+thousands of entries before the caller sees one) and its output differs between Python versions. Here nothing is
+accepted that the writer below does not make: every byte of the file is accounted for, so that no two readers see
+two archives.
 
     entry 0 | entry 1 | … | central directory | [zip64 end record | zip64 locator] | end record
 

@@ -215,15 +215,18 @@ def parse_json(data: bytes, name: str) -> Any:
 
 
 def _deeper_than(data: bytes, limit: int) -> bool:
-    """Whether brackets outside strings nest deeper; in one pass without backtracking, and stops where it is sure."""
+    """Whether brackets outside strings nest deeper. One pass that neither backtracks nor keeps anything."""
     depth = 0
-    for match in re.finditer(rb'"[^"]*"?|[\[\]{}]', re.sub(rb"\\.", b"", data, flags=re.DOTALL)):
+    in_string = False
+    for match in re.finditer(rb'\\.|["\[\]{}]', data, flags=re.DOTALL):
         token = match[0]
-        if token in b"[{":
+        if token == b'"':
+            in_string = not in_string
+        elif not in_string and token in b"[{":
             depth += 1
             if depth > limit:
                 return True
-        elif token in b"]}":
+        elif not in_string and token in b"]}":
             depth -= 1
     return False
 

@@ -81,10 +81,9 @@ def onnx(raw: bytes = b"\0" * 64, *nodes: bytes, extra: bytes = b"") -> bytes:
 def openvino_xml(size: int, *, offset: str = "0", length: str | None = None, version: str = "opset1") -> bytes:
     """An IR with one constant."""
     length = str(size) if length is None else length
-    return (
-        f'<?xml version="1.0"?>\n<net name="t" version="11"><layers><layer id="0" name="w" type="Const" version="{version}">'
-        f'<data element_type="u8" shape="{size}" offset="{offset}" size="{length}"/></layer></layers></net>'
-    ).encode()
+    data = f'<data element_type="u8" shape="{size}" offset="{offset}" size="{length}"/>'
+    layer = f'<layer id="0" name="w" type="Const" version="{version}">{data}</layer>'
+    return f'<?xml version="1.0"?>\n<net name="t" version="11"><layers>{layer}</layers></net>'.encode()
 
 
 def coreml_manifest(model: str = "com.apple.CoreML/model.mlmodel", weights: str = "com.apple.CoreML/weights") -> bytes:
