@@ -1,0 +1,118 @@
+"""edgeclip's own checkpoint: `edgeclip.json`, `model.safetensors` and, where there is one, the tokenizer."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import tempfile
+from pathlib import Path
+
+import msgspec
+from safetensors.torch import save_file
+
+from edgeclip.errors import CheckpointError, ExportExistsError, ResourceError, UsageError
+from edgeclip.manifest import Preprocess
+from edgeclip.train.checkpoints.files import read_json
+from edgeclip.train.checkpoints.weights import Weights, digest, read_weights
+from edgeclip.train.models.clip import Clip
+from edgeclip.train.models.config import ClipConfig
+
+DESCRIPTION = "edgeclip.json"
+WEIGHTS = "model.safetensors"
+FORMAT_VERSION = 1
+_TOKENIZER_FILES = ("tokenizer.json", "vocab.json", "merges.txt")
+
+
+class Description(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """`edgeclip.json`."""
+
+    format_version: int
+    config: ClipConfig
+    preprocess: Preprocess
+    weights_sha256: str
+    """Of `model.safetensors`: a description and weights of different models are told apart."""
+    licence: str = ""
+
+
+def save_checkpoint(
+    clip: Clip,
+    folder: str | Path,
+    preprocess: Preprocess,
+    tokenizer: str | Path | None = None,
+    *,
+    licence: str = "",
+) -> Path:
+    """Write a model as a directory that `read_checkpoint` reads; half of one is never visible.
+
+    Args:
+        tokenizer: `tokenizer.json`, or a directory that holds it or `vocab.json` and `merges.txt`.
+
+    Raises:
+        ExportExistsError: `folder` exists; nothing is ever replaced.
+        UsageError: there is no such tokenizer.
+        ResourceError: the disk is full.
+    """
+    folder = Path(folder)
+    files = _tokenizer_files(tokenizer)
+    if folder.exists():
+        raise ExportExistsError(f"{folder.name}: exists already", hint="choose another name")
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=f".{folder.name}.", dir=folder.parent) as temporary:
+        fresh = Path(temporary) / "new"
+        fresh.mkdir()
+        try:
+            _write(clip, fresh, preprocess, files, licence)
+        except OSError as exc:
+            raise ResourceError(f"{folder.name}: cannot be written: {exc.strerror or exc}") from exc
+        fresh.rename(folder)
+    return folder
+
+
+def _tokenizer_files(tokenizer: str | Path | None) -> list[Path]:
+    if tokenizer is None:
+        return []
+    path = Path(tokenizer)
+    files = [path] if path.is_file() else [path / name for name in _TOKENIZER_FILES if (path / name).is_file()]
+    if not files:
+        raise UsageError(f"{path.name}: no tokenizer", hint=f"looked for {', '.join(_TOKENIZER_FILES)}")
+    return files
+
+
+def _write(clip: Clip, folder: Path, preprocess: Preprocess, tokenizer: list[Path], licence: str) -> None:
+    state = {name: tensor.detach().cpu().contiguous() for name, tensor in clip.state_dict().items()}
+    save_file(state, folder / WEIGHTS, metadata={"format": "pt"})
+    for file in tokenizer:
+        shutil.copyfile(file, folder / (file.name if len(tokenizer) > 1 else "tokenizer.json"))
+    description = Description(
+        format_version=FORMAT_VERSION,
+        config=clip.config,
+        preprocess=preprocess,
+        weights_sha256=digest([folder / WEIGHTS]),
+        licence=licence,
+    )
+    (folder / DESCRIPTION).write_bytes(msgspec.json.format(msgspec.json.encode(description), indent=1) + b"\n")
+    for file in folder.iterdir():
+        _sync(file)
+
+
+def _sync(file: Path) -> None:
+    with file.open("rb") as stream:
+        os.fsync(stream.fileno())
+
+
+def read_own(folder: Path) -> tuple[Description, Weights]:
+    """The description and the weights, with the weights' digest checked.
+
+    Raises:
+        CheckpointError: a file is damaged, or they do not belong together.
+    """
+    description = read_json(folder / DESCRIPTION, Description)
+    if description.format_version != FORMAT_VERSION:
+        raise CheckpointError(
+            f"{DESCRIPTION}: format version {description.format_version}, this edgeclip reads {FORMAT_VERSION}",
+            hint="pip install -U edgeclip",
+        )
+    weights = read_weights([folder / WEIGHTS])
+    if weights.sha256 != description.weights_sha256:
+        raise CheckpointError(f"{WEIGHTS}: not the weights that {DESCRIPTION} describes", hint="get both files again")
+    return description, weights
