@@ -147,9 +147,10 @@ def _read(path: str | os.PathLike[str], source: str) -> bytes:
 def _open_bytes(data: bytes, source: str) -> PilImage:
     kind = sniff.readable(data)
     if kind is None:
+        found = sniff.describe(data)
         raise ImageDecodeError(
-            f"{source}: not an image that can be decoded; content is {sniff.describe(data)}",
-            hint="JPEG, PNG, WebP, BMP and GIF are read",
+            f"{source}: not an image that can be decoded, the content is {found}",
+            hint="run git lfs pull" if "LFS" in found else "JPEG, PNG, WebP, BMP and GIF are read",
         )
     if kind == "WEBP":
         import PIL.WebPImagePlugin  # noqa: F401  Pillow would load all its plugins in search of it
