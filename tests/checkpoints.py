@@ -276,8 +276,8 @@ def openai_archive(path: Path, arch: str = "vit", *, half: bool = True, seed: in
     with warnings.catch_warnings():
         # TorchScript is deprecated, but it is the format to test.
         warnings.filterwarnings("ignore", r"`torch\.jit\.\w+` is deprecated", DeprecationWarning)
-        traced = torch.jit.trace(archive.half() if half else archive, torch.zeros(1))
-        torch.jit.save(traced, path)  # type: ignore[no-untyped-call]
+        traced = torch.jit.trace(archive.half() if half else archive, torch.zeros(1))  # type: ignore[no-untyped-call]
+        torch.jit.save(traced, path)
     return model
 
 

@@ -77,7 +77,7 @@ def _sniff_zip(file: Path) -> Container:
     try:
         with zipfile.ZipFile(file) as archive:
             names = archive.namelist()
-    except zipfile.BadZipFile as exc:
+    except (zipfile.BadZipFile, NotImplementedError, ValueError) as exc:
         raise CheckpointError(f"{file.name}: truncated or damaged: {exc}", hint="get the file again") from exc
     return "torchscript" if any(name.endswith("/constants.pkl") for name in names) else "pickle"
 
@@ -105,7 +105,7 @@ def _read_torchscript(file: Path) -> dict[str, Tensor]:
         warnings.filterwarnings("ignore", r"`torch\.jit\.load` is deprecated", DeprecationWarning)
         try:
             module = torch.jit.load(file, map_location="cpu")  # type: ignore[no-untyped-call]
-        except RuntimeError as exc:
+        except Exception as exc:  # a damaged archive can raise anything, even in the making of its message
             raise CheckpointError(f"{file.name}: damaged archive: {_first_line(exc)}", hint="get it again") from exc
     return dict(module.state_dict())
 
@@ -116,7 +116,7 @@ def _read_pickle(file: Path, allow_pickle: bool) -> Any:
     except Exception as exc:  # a damaged pickle can raise anything
         if isinstance(exc, pickle.UnpicklingError) and not allow_pickle:
             raise CheckpointUnsafeError(
-                f"{file.name}: the pickle holds more than tensors, and loading it could run its code",
+                f"{file.name}: the pickle holds more than tensors, or is damaged; loading it could run its code",
                 hint="convert it to safetensors, or pass --allow-pickle if you trust who made it",
             ) from exc
         raise CheckpointError(f"{file.name}: truncated or damaged: {_first_line(exc)}", hint="get it again") from exc
