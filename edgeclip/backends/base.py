@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
+from edgeclip.errors import EdgeClipError, ResourceError, TargetLoadError
 from edgeclip.manifest import Artifact
 
 Array = NDArray[Any]
 Embeddings = NDArray[np.float32]
+Files = dict[str, bytes | bytearray]
+Compute = Literal["f32", "bf16", "f16"]
 
 
 @dataclass(frozen=True)
@@ -19,12 +24,10 @@ class Options:
     """How an artifact is to be run."""
 
     device: str = "cpu"
-    threads: int = 0
-    """CPU threads; 0 means those that this process may use."""
-    compute: str = "f32"
-    """Arithmetic of the engine: `f32`, `bf16` or `f16`; set explicitly, never left to the engine."""
-    cache: bool = True
-    """Whether compiled forms may be kept in the user's cache directory."""
+    threads: int = 1
+    """CPU threads of the engine."""
+    compute: Compute = "f32"
+    """Arithmetic of the engine; set explicitly, never left to its default."""
 
 
 @dataclass(frozen=True)
@@ -34,7 +37,7 @@ class Engine:
     name: str
     version: str
     device: str
-    compute: str
+    compute: Compute
     threads: int
 
 
@@ -54,15 +57,35 @@ class Session(Protocol):
 
 
 class Backend(Protocol):
-    """An engine library. A backend is a module with these functions."""
+    """An engine library: a module with these functions."""
 
-    def available(self) -> str | None:
-        """None when usable here; otherwise the reason. Imports nothing heavy."""
+    def devices(self) -> list[str]:
+        """The devices that `Options.device` may name here, best first; empty where there is none."""
 
-    def open(self, artifact: Artifact, files: dict[str, bytes], options: Options) -> Session:
+    def open(self, artifact: Artifact, files: Files, options: Options) -> Session:
         """Load an artifact from the verified bytes of its files.
 
+        `files` is consumed: entries are removed as the engine takes them, so that weights are not held twice.
+
         Raises:
-            TargetUnavailableError: the library or the device is missing.
+            TargetUnavailableError: the device, or the arithmetic on it, is missing.
             TargetLoadError: the engine refuses the graph.
+            ResourceError: not enough memory.
         """
+
+
+@contextmanager
+def engine_errors(artifact: Artifact, doing: str) -> Iterator[None]:
+    """Map whatever an engine raises onto our tree."""
+    where = f"{artifact.file}: {doing}"
+    try:
+        yield
+    except EdgeClipError:
+        raise
+    except MemoryError as exc:
+        raise ResourceError(f"{where}: out of memory") from exc
+    except Exception as exc:
+        text = " ".join(str(exc).split())[:300]
+        if "bad_alloc" in text or "out of memory" in text.lower() or "llocate" in text:
+            raise ResourceError(f"{where}: out of memory: {text}", hint="a smaller batch or fewer threads") from exc
+        raise TargetLoadError(f"{where}: {type(exc).__name__}: {text}") from exc

@@ -1,0 +1,46 @@
+# Two commands do it all: `make demo` and `make test`. Each sets up what it needs.
+PYTHON ?= python3
+VENV ?= .venv
+BIN = $(VENV)/bin
+PIP_ARGS ?=
+MERGES = build/tokenizer/open_clip/bpe_simple_vocab_16e6.txt.gz
+# What CLIP's tokenizer is read from: the vocabulary in the package's data. The package itself is neither installed nor imported.
+OPEN_CLIP = open_clip_torch==3.3.0
+
+.PHONY: setup demo test test-nightly check format bench clean
+
+setup: $(VENV)/.ready $(MERGES)
+
+$(VENV)/.ready: pyproject.toml constraints.txt
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10) and "edgeclip needs Python 3.10 or newer; make PYTHON=python3.11 ...")'
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet --disable-pip-version-check $(PIP_ARGS) -c constraints.txt -e '.[dev]'
+	touch $@
+
+$(MERGES): | $(VENV)/.ready
+	$(BIN)/pip install --quiet --disable-pip-version-check $(PIP_ARGS) --no-deps --no-compile --upgrade --target build/tokenizer $(OPEN_CLIP)
+
+demo: setup
+	$(BIN)/edgeclip demo --tokenizer $(MERGES)
+
+test: setup
+	$(BIN)/python -m pytest -q -m 'not nightly and not gpu'
+
+test-nightly: setup
+	$(BIN)/python -m pytest -q -m 'not gpu'
+
+check: setup
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/python -m pytest -q tests/unit/test_layers.py
+
+format: setup
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+bench: setup
+	$(BIN)/python -m edgeclip.benchmarks.spine --tokenizer $(MERGES)
+
+clean:
+	rm -rf $(VENV) build *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis

@@ -1,0 +1,106 @@
+"""The user's cache directory: files that can be made again, each guarded by its own digest.
+
+A cache is never a reason to fail: where it cannot be used, one warning says why and everything is computed afresh.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import stat
+import sys
+import tempfile
+import warnings
+from pathlib import Path
+
+_DIGEST_BYTES = 32
+
+
+class CacheWarning(UserWarning):
+    """The cache directory cannot be used; edgeclip works without it."""
+
+
+def fingerprint(*parts: object) -> str:
+    """A short name for a combination of facts, [0-9a-f]{32}."""
+    text = "\0".join(str(part) for part in parts)
+    return hashlib.sha256(text.encode()).hexdigest()[:32]
+
+
+def directory() -> Path | None:
+    """The cache directory, made if need be, or None (with a warning) where it is not ours alone to write.
+
+    `EDGECLIP_CACHE` names it; otherwise the platform's usual place.
+    """
+    path = _location()
+    if path is None:
+        return _unusable("no home directory", "set EDGECLIP_CACHE")
+    try:
+        path.mkdir(mode=0o700, parents=True, exist_ok=True)
+        info = path.stat()
+    except OSError as exc:
+        return _unusable(f"{path}: {exc.strerror}", "set EDGECLIP_CACHE to a directory that can be written")
+    if hasattr(os, "getuid") and info.st_uid != os.getuid():
+        return _unusable(f"{path} belongs to another user", "set EDGECLIP_CACHE")
+    if os.name == "posix" and info.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
+        return _unusable(f"{path} can be written by other users", f"chmod go-w {path}")
+    if not os.access(path, os.W_OK | os.X_OK):
+        return _unusable(f"{path} cannot be written", "set EDGECLIP_CACHE")
+    return path
+
+
+def content_digest(data: bytes | bytearray) -> str:
+    """sha256 of some bytes, in hex."""
+    return hashlib.sha256(data).hexdigest()
+
+
+def read(name: str) -> bytes | None:
+    """The entry, or None where there is none or its bytes are not those that were written."""
+    root = directory()
+    if root is None:
+        return None
+    try:
+        data = (root / name).read_bytes()
+    except OSError:
+        return None
+    digest, payload = data[:_DIGEST_BYTES], data[_DIGEST_BYTES:]
+    return payload if hashlib.sha256(payload).digest() == digest else None
+
+
+def write(name: str, payload: bytes) -> None:
+    """Keep an entry; readers see the old one or the new one, whole."""
+    root = directory()
+    if root is None:
+        return
+    target = root / name
+    try:
+        target.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        handle, temp = tempfile.mkstemp(dir=target.parent, prefix=".tmp-")
+        try:
+            with os.fdopen(handle, "wb") as file:
+                file.write(hashlib.sha256(payload).digest())
+                file.write(payload)
+            Path(temp).replace(target)
+        except BaseException:
+            Path(temp).unlink(missing_ok=True)
+            raise
+    except OSError as exc:
+        _unusable(f"{target}: {exc.strerror}", "free space or set EDGECLIP_CACHE")
+
+
+def _location() -> Path | None:
+    named = os.environ.get("EDGECLIP_CACHE")
+    if named:
+        return Path(named)
+    try:
+        home = Path.home()
+    except RuntimeError:
+        return None
+    if sys.platform == "darwin":
+        return home / "Library" / "Caches" / "edgeclip"
+    if sys.platform == "win32":
+        return Path(os.environ.get("LOCALAPPDATA", home / "AppData" / "Local")) / "edgeclip" / "cache"
+    return Path(os.environ.get("XDG_CACHE_HOME") or home / ".cache") / "edgeclip"
+
+
+def _unusable(what: str, hint: str) -> None:
+    warnings.warn(f"working without a cache: {what} ({hint})", CacheWarning, stacklevel=3)

@@ -1,0 +1,155 @@
+"""`edgeclip.load`: from a bundle to a model that runs. The order is fixed: verify every byte, then import an engine."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from edgeclip import backends
+from edgeclip.backends.base import Compute, Files, Options, Session
+from edgeclip.bundle import Bundle
+from edgeclip.cpus import available_cpus
+from edgeclip.errors import BundleNotFoundError, UsageError
+from edgeclip.manifest import Precision, Tower
+from edgeclip.model import Model, ModelInfo
+from edgeclip.selection import Selection, select
+from edgeclip.textcache import TextCache
+from edgeclip.tokenizer import Tokenizer
+
+BUILT_IN = Path(__file__).parent / "assets" / "built-in.edgeclip"
+
+
+@dataclass(frozen=True)
+class Request:
+    """Everything that `load` was asked for: a model is made again from it, in another process for instance."""
+
+    path: Path
+    backend: str = "auto"
+    precision: Precision | None = None
+    tower: Tower | None = None
+    device: str = "cpu"
+    compute: Compute = "f32"
+    threads: int | None = None
+    expect_digest: str | None = None
+    text_cache: bool = True
+
+
+def load(
+    path: str | os.PathLike[str] | None = None,
+    *,
+    backend: str = "auto",
+    precision: Precision | None = None,
+    tower: Tower | None = None,
+    device: str = "cpu",
+    compute: Compute = "f32",
+    threads: int | None = None,
+    verify: bool = False,
+    expect_digest: str | None = None,
+    text_cache: bool = True,
+) -> Model:
+    """Open a bundle and load its towers into an engine.
+
+    Every file that is used is checked against its sha256 before an engine is imported, and the engine gets the very
+    bytes that were checked.
+
+    Args:
+        path: a `.edgeclip` file or an unpacked bundle; None is the built-in model.
+        backend: `auto`, `openvino` or `onnxruntime`. `auto` takes the first in that order whose library is installed
+            and for which the bundle has an artifact; a backend that is named is used or is an error.
+        precision: of the artifact; None takes the most precise.
+        tower: load only `image` or only `text`.
+        device: as the backend names it, `cpu` by default.
+        compute: the engine's arithmetic: `f32`, `bf16` or `f16`, where the device has it.
+        threads: CPU threads of the engine; None takes those that this process may use.
+        verify: run the golden vectors first, once per bundle, engine and device; the result is remembered.
+        expect_digest: `sha256:…` of the manifest, as `edgeclip inspect` prints it.
+        text_cache: keep the embeddings of classifiers' prompts on disk.
+
+    Raises:
+        BundleError: the bundle is missing, malformed or changed.
+        TargetError: the backend or device cannot run it.
+        UsageError: an unknown name, or the bundle lacks the artifact.
+        ParityError: `verify` found a difference beyond the bounds.
+    """
+    location = Path(path) if path is not None else _built_in()
+    model = open_model(
+        Request(location, backend, precision, tower, device, compute, threads, expect_digest, text_cache)
+    )
+    if verify:
+        from edgeclip.verify import verify_once
+
+        verify_once(model)
+    return model
+
+
+def open_model(request: Request) -> Model:
+    """Carry out a request."""
+    if request.threads is not None and request.threads < 1:
+        raise UsageError(f"threads must be at least 1, got {request.threads}")
+    bundle = Bundle.open(request.path, expect_digest=request.expect_digest)
+    selection = select(
+        bundle.manifest,
+        backend=request.backend,
+        precision=request.precision,
+        towers=(request.tower,) if request.tower else None,
+    )
+    files = _verified(bundle, selection)
+    tokenizer = _tokenizer(bundle, selection)
+    options = Options(request.device, request.threads or available_cpus(), request.compute)
+    sessions = _sessions(selection, files, options)
+    info = _info(bundle, selection, sessions)
+    cache = TextCache(info.fingerprint, info.embed_dim) if request.text_cache else None
+    return Model(request, bundle, info, sessions, tokenizer, cache)
+
+
+def _verified(bundle: Bundle, selection: Selection) -> dict[Tower, Files]:
+    """All bytes that the engine will see, each checked against its sha256. Hashing leaves Python's lock: one thread a tower."""
+    with ThreadPoolExecutor(max_workers=2) as pool:
+        jobs = {tower: pool.submit(bundle.files, artifact) for tower, artifact in selection.artifacts.items()}
+        return {tower: job.result() for tower, job in jobs.items()}
+
+
+def _tokenizer(bundle: Bundle, selection: Selection) -> Tokenizer | None:
+    spec = bundle.manifest.tokenizer
+    return Tokenizer(bundle.read(spec.file), spec) if spec and "text" in selection.artifacts else None
+
+
+def _sessions(selection: Selection, files: dict[Tower, Files], options: Options) -> dict[Tower, Session]:
+    engine = backends.get(selection.backend)
+    return {
+        tower: engine.open(artifact, files.pop(tower), options) for tower, artifact in selection.artifacts.items()
+    }
+
+
+def _info(bundle: Bundle, selection: Selection, sessions: dict[Tower, Session]) -> ModelInfo:
+    engine = next(iter(sessions.values())).engine
+    spec: Any = bundle.manifest.model
+    return ModelInfo(
+        name=spec.name,
+        bundle=bundle.digest,
+        embed_dim=spec.embed_dim,
+        logit_scale=spec.logit_scale,
+        random_weights=spec.random_weights,
+        backend=selection.backend,
+        engine_version=engine.version,
+        device=engine.device,
+        precision=selection.precision,
+        compute=engine.compute,
+        threads=engine.threads,
+        artifacts={tower: artifact.file for tower, artifact in selection.artifacts.items()},
+        reason=selection.reason,
+    )
+
+
+def _built_in() -> Path:
+    if not BUILT_IN.is_file():
+        raise BundleNotFoundError(
+            "this build of edgeclip carries no built-in model", hint="give the path of a bundle: edgeclip.load(PATH)"
+        )
+    return BUILT_IN
+
+

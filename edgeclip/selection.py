@@ -1,0 +1,92 @@
+"""Which artifact and which backend run on this device, and why."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from edgeclip import backends
+from edgeclip.errors import TargetUnavailableError, UsageError
+from edgeclip.manifest import Artifact, Manifest, Precision, Tower
+
+# Accuracy before speed: what loses something is run only where it is asked for or nothing else is there.
+PRECISIONS: tuple[Precision, ...] = ("fp32", "fp16", "w8a16", "w8a8", "w4a16")
+
+
+@dataclass(frozen=True)
+class Selection:
+    """One backend, one precision, and the artifact of each tower."""
+
+    backend: str
+    precision: Precision
+    artifacts: dict[Tower, Artifact]
+    reason: str
+
+
+def select(
+    manifest: Manifest,
+    *,
+    backend: str = "auto",
+    precision: Precision | None = None,
+    towers: Sequence[Tower] | None = None,
+) -> Selection:
+    """The first (backend, precision) in order of preference that has every tower asked for.
+
+    Args:
+        towers: what must be there; None asks for all towers that the bundle has.
+
+    Raises:
+        UsageError: no such backend or precision, or the bundle lacks the artifact.
+        TargetUnavailableError: the bundle has artifacts, but this device has no library for any of them.
+    """
+    if precision is not None and precision not in PRECISIONS:
+        raise UsageError(f"unknown precision {precision!r}", hint=f"one of: {', '.join(PRECISIONS)}")
+    wanted = tuple(towers) if towers else tuple(sorted({a.tower for a in manifest.artifacts}))
+    names = list(backends.BACKENDS) if backend == "auto" else [backend]
+    held = [choice for name in names for choice in _choices(manifest, name, precision, wanted)]
+    if not held:
+        raise _absent(manifest, backend, precision, wanted)
+    if backend != "auto":
+        return _selection(held[0], "asked for" if precision else "asked for, the most precise that the bundle holds")
+    usable = [choice for choice in held if backends.installed(choice[0])]
+    if not usable:
+        extras = dict.fromkeys(backends.entry(choice[0]).extra for choice in held)
+        raise TargetUnavailableError(
+            f"no library here runs what the bundle holds ({', '.join(describe(manifest))})",
+            hint=" or ".join(f"pip install 'edgeclip[{extra}]'" for extra in extras),
+        )
+    return _selection(usable[0], f"first of {', '.join(f'{n} {p}' for n, p, _ in usable)}")
+
+
+def describe(manifest: Manifest) -> list[str]:
+    """What a bundle holds, as `onnx-fp32 (image, text)`."""
+    groups: dict[str, list[str]] = {}
+    for artifact in manifest.artifacts:
+        groups.setdefault(f"{artifact.target}-{artifact.precision}", []).append(artifact.tower)
+    return [f"{name} ({', '.join(sorted(towers))})" for name, towers in groups.items()]
+
+
+Choice = tuple[str, Precision, dict[Tower, Artifact]]
+
+
+def _choices(manifest: Manifest, name: str, precision: Precision | None, towers: Sequence[Tower]) -> list[Choice]:
+    targets = backends.entry(name).targets
+    found: list[Choice] = []
+    for kind in (precision,) if precision else PRECISIONS:
+        artifacts = {a.tower: a for a in manifest.artifacts if a.target in targets and a.precision == kind}
+        if all(tower in artifacts for tower in towers):
+            found.append((name, kind, {tower: artifacts[tower] for tower in towers}))
+    return found
+
+
+def _selection(choice: Choice, reason: str) -> Selection:
+    name, precision, artifacts = choice
+    return Selection(name, precision, artifacts, reason)
+
+
+def _absent(manifest: Manifest, backend: str, precision: Precision | None, towers: Sequence[Tower]) -> UsageError:
+    asked = " ".join(filter(None, [backend if backend != "auto" else "", precision or "", "+".join(towers)]))
+    return UsageError(
+        f"the bundle has no artifact for: {asked}",
+        hint=f"it holds: {', '.join(describe(manifest)) or 'nothing'}; `edgeclip export` adds more",
+    )
