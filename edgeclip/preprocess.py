@@ -57,7 +57,8 @@ def preprocess(
         image: Path, encoded bytes, PIL image or array; see `edgeclip.images.Image`.
         spec: How the model's training images were made.
         scaled_decoding: Let a large JPEG be decoded at 1/2, 1/4 or 1/8, several times faster. The pixels differ a
-            little from a full decode (at most 3/255 on photographs).
+            little from a full decode (at most 3/255 on photographs). For paths and bytes only: it would change a
+            caller's PIL image.
         max_pixels: The limit on width times height, checked before decoding.
         source: What messages call the image; its path or kind by default.
 

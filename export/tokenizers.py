@@ -119,9 +119,11 @@ def _serialised(built: Any) -> bytes:
     return bytes(built.to_str(), "utf-8")
 
 
-def _spec(data: bytes, pad_id: int, *, vocab_size: int, context_length: int) -> TokenizerSpec:
+def _spec(data: bytes, pad_id: int | None, *, vocab_size: int, context_length: int) -> TokenizerSpec:
     """Start and end are what the tokenizer itself puts around an empty text."""
-    frame = _parsed(data, "tokenizer.json").encode("").ids
+    parsed = _parsed(data, "tokenizer.json")
+    with library_errors():
+        frame = parsed.encode("").ids
     if len(frame) != 2:
         raise BundleFormatError(f"an empty text gives {len(frame)} tokens, not a start and an end")
     return TokenizerSpec(
@@ -130,12 +132,12 @@ def _spec(data: bytes, pad_id: int, *, vocab_size: int, context_length: int) -> 
         vocab_size=vocab_size,
         sot_id=frame[0],
         eot_id=frame[1],
-        pad_id=pad_id,
+        pad_id=frame[1] if pad_id is None else pad_id,  # as transformers does for CLIP
     )
 
 
-def _locate(checkpoint_path: Path | None, named: str | Path | None) -> tuple[str, bytes, int]:
-    """Where it was found, `tokenizer.json`, and the padding id."""
+def _locate(checkpoint_path: Path | None, named: str | Path | None) -> tuple[str, bytes, int | None]:
+    """Where it was found, `tokenizer.json`, and the padding id where it is known."""
     if named is not None:
         return str(named), *_from_named(named)
     if checkpoint_path is not None:
@@ -147,7 +149,7 @@ def _locate(checkpoint_path: Path | None, named: str | Path | None) -> tuple[str
     raise UsageError("no tokenizer was found for this checkpoint", hint=_FOUR_WAYS)
 
 
-def _from_named(named: str | Path) -> tuple[bytes, int]:
+def _from_named(named: str | Path) -> tuple[bytes, int | None]:
     on_hub = isinstance(named, str) and named.startswith(HUB)
     path = _fetch(str(named).removeprefix(HUB)) if on_hub else Path(named)
     if path.is_file():
@@ -159,14 +161,14 @@ def _from_named(named: str | Path) -> tuple[bytes, int]:
     raise UsageError(f"{named}: holds no tokenizer", hint=_FOUR_WAYS)
 
 
-def _from_directory(directory: Path) -> tuple[bytes, int] | None:
+def _from_directory(directory: Path) -> tuple[bytes, int | None] | None:
     for name in ("tokenizer.json", "vocab.json", *MERGES_NAMES):
         if (directory / name).is_file():
             return _from_file(directory / name)
     return None
 
 
-def _from_file(path: Path) -> tuple[bytes, int]:
+def _from_file(path: Path) -> tuple[bytes, int | None]:
     if path.name.endswith((".txt.gz", ".txt")) and path.name != "merges.txt":
         return from_merges(_read_text(path).split("\n")), 0  # OpenAI and OpenCLIP pad with zeros
     if path.name in ("vocab.json", "merges.txt"):
@@ -176,8 +178,8 @@ def _from_file(path: Path) -> tuple[bytes, int]:
     return data, _pad_id(path, data)
 
 
-def _pad_id(path: Path, data: bytes) -> int:
-    """What the files beside it say, then the file itself; else the end token, transformers' default for CLIP."""
+def _pad_id(path: Path, data: bytes) -> int | None:
+    """What the files beside it say, else the file itself."""
     parsed = _parsed(data, str(path))
     for name in ("tokenizer_config.json", "special_tokens_map.json"):
         beside = path.parent / name
@@ -188,7 +190,7 @@ def _pad_id(path: Path, data: bytes) -> int:
     padding = _read_json(path).get("padding") if path.suffix == ".json" else None
     if isinstance(padding, dict) and isinstance(padding.get("pad_id"), int):
         return int(padding["pad_id"])
-    return int(parsed.encode("").ids[-1])
+    return None
 
 
 def _open_clip_merges() -> Path | None:
