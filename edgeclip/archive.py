@@ -12,6 +12,7 @@ Source: PKWARE APPNOTE 6.3.10, sections 4.3 to 4.5.
 
 from __future__ import annotations
 
+import os
 import stat
 import struct
 import zlib
@@ -21,7 +22,7 @@ from pathlib import Path
 from typing import BinaryIO, NamedTuple
 
 from edgeclip import paths
-from edgeclip.errors import BundleFormatError, BundlePathError
+from edgeclip.errors import BundleFormatError, BundleIntegrityError, BundlePathError
 
 MAX_ENTRIES = 1024
 MAX_DIRECTORY_BYTES = 1 << 20
@@ -65,35 +66,49 @@ class Archive:
 
     path: Path
     entries: dict[str, Entry]
+    identity: tuple[int, int, int]
+    """What tells the file from one that takes its place: device, inode, size."""
 
     @classmethod
-    def scan(cls, path: Path) -> Archive:
-        """Read and check the archive's structure, but no contents.
+    def scan(cls, path: Path, file: BinaryIO) -> Archive:
+        """Read and check the archive's structure, but no contents. `path` is where `file` was opened.
 
         Raises:
             BundleFormatError: not a zip, or not one that this module would write.
             BundlePathError: an entry's name leaves the bundle, collides, or the entry is a symlink.
             OSError: the file cannot be read.
         """
-        with paths.open_regular(path, follow=True) as file:
-            try:
-                return cls(path, _entries(file))
-            except (BundleFormatError, BundlePathError) as exc:
-                raise type(exc)(f"{path}: {exc.message}", hint=exc.hint) from exc
+        try:
+            return cls(path, _entries(file), _identity(file))
+        except (BundleFormatError, BundlePathError) as exc:
+            raise type(exc)(f"{path}: {exc.message}", hint=exc.hint) from exc
 
     @property
     def sizes(self) -> dict[str, int]:
         return {name: entry.size for name, entry in self.entries.items()}
 
     def open(self, name: str) -> BinaryIO:
-        """A file positioned at the entry's first byte. Whoever reads must stop at the entry's size."""
+        """A file positioned at the entry's first byte. Whoever reads must stop at the entry's size.
+
+        Raises:
+            BundleIntegrityError: another file has taken the archive's place.
+            OSError: the file cannot be opened.
+        """
         file = paths.open_regular(self.path, follow=True)
+        if _identity(file) != self.identity:
+            file.close()
+            raise BundleIntegrityError(f"{self.path}: replaced since it was opened", hint="open it again")
         file.seek(self.entries[name].offset)
         return file
 
     def intact(self, name: str, data: bytes) -> bool:
         """Whether the entry's checksum is that of `data`. Finds accidents; only a digest finds intent."""
         return zlib.crc32(data) == self.entries[name].crc
+
+
+def _identity(file: BinaryIO) -> tuple[int, int, int]:
+    status = os.fstat(file.fileno())
+    return status.st_dev, status.st_ino, status.st_size
 
 
 def _entries(file: BinaryIO) -> dict[str, Entry]:

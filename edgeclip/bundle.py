@@ -57,7 +57,8 @@ class Bundle:
     manifest: Manifest
     digest: str
     """`sha256:` and the hex digest of `manifest.json`, which has the digests of all other files."""
-    _source: _Source = field(repr=False, compare=False)
+    _source: _Source = field(repr=False)
+    _manifest_bytes: bytes = field(repr=False)
 
     @classmethod
     def open(cls, path: str | Path, *, expect_digest: str | None = None) -> Bundle:
@@ -78,9 +79,19 @@ class Bundle:
         path = Path(path)
         if expect_digest is not None and not re.fullmatch("sha256:[0-9a-f]{64}", expect_digest):
             raise UsageError(f"expect_digest {expect_digest!r} is not `sha256:` and 64 hex digits")
+        inode = _inode(path)
+        try:
+            return cls._open(path, expect_digest)
+        except BundleError:
+            if _inode(path) == inode:
+                raise
+            # Half of a directory was read before it was exchanged for a new one, half after.
+            return cls._open(path, expect_digest)
+
+    @classmethod
+    def _open(cls, path: Path, expect_digest: str | None) -> Bundle:
         with _reading(path):
-            source: _Source = Folder.scan(path) if path.is_dir() else _scan_file(path)
-            data = _read_manifest(path, source)
+            source, data = _open_folder(path) if path.is_dir() else _open_file(path)
         digest = f"sha256:{hashlib.sha256(data).hexdigest()}"
         if expect_digest not in (None, digest):
             raise BundleIntegrityError(f"{path}: the bundle's digest is {digest}, expected {expect_digest}")
@@ -90,7 +101,7 @@ class Bundle:
             content = manifest.decode(data)
         except BundleError as exc:
             raise type(exc)(f"{path}: {exc.message}", hint=exc.hint) from exc
-        bundle = cls(path, content, digest, source)
+        bundle = cls(path, content, digest, source, data)
         bundle._check_sizes()
         return bundle
 
@@ -145,17 +156,8 @@ class Bundle:
             And as `read` and `publish.staged_directory`.
         """
         contents = {entry.path: self.pieces(entry) for entry in self.manifest.files}
-        data = self._manifest_bytes()
         with publish.staged_directory(Path(directory), replace=False, needed=_total(self.manifest)) as temp:
-            _write_tree(temp, data, contents)
-
-    def _manifest_bytes(self) -> bytes:
-        """The manifest as it stands in the bundle, so that the copy has the same digest."""
-        with _reading(self.path):
-            data = _read_manifest(self.path, self._source)
-        if f"sha256:{hashlib.sha256(data).hexdigest()}" != self.digest:
-            raise BundleIntegrityError(f"{self.path}: {MANIFEST} has changed since the bundle was opened")
-        return data
+            _write_tree(temp, self._manifest_bytes, contents)
 
     def pieces(self, entry: FileEntry) -> Iterator[bytes]:
         """A file in pieces, of which none is verified before the last; then come the errors of `read`."""
@@ -253,7 +255,7 @@ def _without(bundle: Bundle, artifact: Artifact, *, replace: bool) -> tuple[list
     old = [other for other in bundle.manifest.artifacts if _key(other) == _key(artifact)]
     if old and not replace:
         name = " ".join(_key(artifact))
-        raise ExportExistsError(f"{bundle.path}: has a {name} artifact already", hint="replace it with --force")
+        raise ExportExistsError(f"{bundle.path}: already has the artifact {name}", hint="replace it with --force")
     kept = [other for other in bundle.manifest.artifacts if other not in old]
     gone = {name for other in old for name in other.files} - {name for other in kept for name in other.files}
     return kept, [entry for entry in bundle.manifest.files if entry.path not in gone]
@@ -359,23 +361,45 @@ def _reading(path: Path) -> Iterator[None]:
         raise ResourceError(f"{path}: not enough memory to read the bundle") from exc
 
 
-def _scan_file(path: Path) -> Archive:
+def _inode(path: Path) -> tuple[int, int] | None:
     try:
-        return Archive.scan(path)
-    except BundleFormatError as exc:
-        with paths.open_regular(path, follow=True) as file:
+        status = path.stat()
+    except OSError:
+        return None
+    return status.st_dev, status.st_ino
+
+
+def _open_file(path: Path) -> tuple[_Source, bytes]:
+    """The archive and its manifest, both from one open file: by the next, another may have taken its place."""
+    with paths.open_regular(path, follow=True) as file:
+        try:
+            source = Archive.scan(path, file)
+        except BundleFormatError as exc:
+            file.seek(0)
             if file.read(len(_LFS_START)) == _LFS_START:
                 raise BundleFormatError(f"{path}: not a bundle", hint=_LFS_HINT) from exc
-        raise
+            raise
+        if MANIFEST not in source.entries:
+            raise _incomplete(path)
+        file.seek(source.entries[MANIFEST].offset)
+        return source, _read_manifest(path, source, file)
 
 
-def _read_manifest(path: Path, source: _Source) -> bytes:
-    """At most one byte more than a manifest may have, which is for `manifest.decode` to refuse."""
-    size = source.sizes.get(MANIFEST)
-    if size is None:
-        raise BundleFormatError(f"{path}: no manifest: incomplete bundle", hint="copy or export the bundle again")
+def _open_folder(path: Path) -> tuple[_Source, bytes]:
+    source = Folder.scan(path)
+    if MANIFEST not in source.sizes:
+        raise _incomplete(path)
     with source.open(MANIFEST) as file:
-        data = file.read(min(size, manifest.MAX_BYTES + 1))
+        return source, _read_manifest(path, source, file)
+
+
+def _read_manifest(path: Path, source: _Source, file: BinaryIO) -> bytes:
+    """At most one byte more than a manifest may have, which is for `manifest.decode` to refuse."""
+    data = file.read(min(source.sizes[MANIFEST], manifest.MAX_BYTES + 1))
     if data.startswith(_LFS_START):
         raise BundleFormatError(f"{path}: {MANIFEST} is not JSON", hint=_LFS_HINT)
     return data
+
+
+def _incomplete(path: Path) -> BundleFormatError:
+    return BundleFormatError(f"{path}: no manifest: incomplete bundle", hint="copy or export the bundle again")

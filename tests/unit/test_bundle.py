@@ -1,0 +1,565 @@
+"""Opening and reading bundles: everything that is wrong with one is found before an engine sees a byte."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import shutil
+import socket
+import subprocess
+import sys
+import textwrap
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from edgeclip import publish
+from edgeclip.bundle import Bundle, add_artifact, write_bundle
+from edgeclip.errors import (
+    BundleFormatError,
+    BundleIntegrityError,
+    BundleNotFoundError,
+    BundlePathError,
+    BundleVersionError,
+    ExportExistsError,
+    TargetLoadError,
+    UsageError,
+)
+from edgeclip.folder import Folder
+from tests import bundles
+
+NAMES = sorted(bundles.files())
+WEIGHTS = "onnx-fp32/image.onnx"
+POINTER = b"version https://git-lfs.github.com/spec/v1\noid sha256:" + b"0" * 64 + b"\nsize 1\n"
+NEW = bundles.artifact("image", "tensorrt", "fp16", ["tensorrt-fp16/image.onnx"])
+NEW_FILES = {"tensorrt-fp16/image.onnx": bundles.onnx(b"\1" * 64)}
+
+
+@pytest.fixture
+def packed(tmp_path: Path) -> Path:
+    return bundles.write(tmp_path / "m.edgeclip").path
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    return bundles.write_directory(tmp_path / "m").path
+
+
+def flip(data: bytes, at: int) -> bytes:
+    return data[:at] + bytes([data[at] ^ 1]) + data[at + 1 :]
+
+
+def test_file_and_directory_open_to_the_same_bundle(packed: Path, tmp_path: Path) -> None:
+    bundle = Bundle.open(packed)
+    bundle.unpack(tmp_path / "u")
+    unpacked = Bundle.open(tmp_path / "u")
+    assert unpacked.manifest == bundle.manifest
+    assert unpacked.digest == bundle.digest
+    assert bundles.contents(unpacked) == bundles.contents(bundle) == bundles.files()
+
+
+def test_digest_is_that_of_the_manifest(folder: Path) -> None:
+    expected = hashlib.sha256((folder / "manifest.json").read_bytes()).hexdigest()
+    assert Bundle.open(folder).digest == f"sha256:{expected}"
+
+
+def test_path_that_does_not_exist_is_named(tmp_path: Path) -> None:
+    with pytest.raises(BundleNotFoundError, match=r"absent\.edgeclip: no such file or directory"):
+        Bundle.open(tmp_path / "absent.edgeclip")
+
+
+def test_path_below_a_file_is_not_found(packed: Path) -> None:
+    with pytest.raises(BundleNotFoundError, match="no such file or directory"):
+        Bundle.open(packed / "below")
+
+
+@pytest.mark.parametrize("text", [b"", b"hello", b"<html>", b"PK"])
+def test_text_file_is_not_a_bundle(tmp_path: Path, text: bytes) -> None:
+    (tmp_path / "notes.txt").write_bytes(text)
+    with pytest.raises(BundleFormatError, match=r"notes\.txt: not a bundle"):
+        Bundle.open(tmp_path / "notes.txt")
+
+
+def test_empty_directory_is_an_incomplete_bundle(tmp_path: Path) -> None:
+    with pytest.raises(BundleFormatError, match=f"{tmp_path}: no manifest: incomplete bundle"):
+        Bundle.open(tmp_path)
+
+
+def test_directory_without_its_manifest_is_an_incomplete_bundle(folder: Path) -> None:
+    (folder / "manifest.json").unlink()
+    with pytest.raises(BundleFormatError, match="no manifest: incomplete bundle"):
+        Bundle.open(folder)
+
+
+def test_zip_without_a_manifest_is_an_incomplete_bundle(tmp_path: Path) -> None:
+    (tmp_path / "x.zip").write_bytes(bundles.zip_bytes({"a": b"x"}))
+    with pytest.raises(BundleFormatError, match="no manifest: incomplete bundle"):
+        Bundle.open(tmp_path / "x.zip")
+
+
+def test_fifo_is_not_a_bundle_and_does_not_block(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "f")
+    with pytest.raises(BundlePathError, match="a FIFO, not a regular file"):
+        Bundle.open(tmp_path / "f")
+
+
+def test_opening_a_bad_bundle_imports_no_engine(tmp_path: Path) -> None:
+    script = f"""
+        import sys
+        from edgeclip.bundle import Bundle
+        from edgeclip.errors import BundleError
+        try:
+            Bundle.open({str(tmp_path)!r})
+        except BundleError:
+            print(sorted({{"numpy", "onnxruntime", "openvino", "torch", "PIL"}} & set(sys.modules)))
+    """
+    assert child(script) == "[]"
+
+
+def child(script: str) -> str:
+    run = subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(script)], capture_output=True, text=True, timeout=60, check=False
+    )
+    assert run.returncode == 0, run.stderr
+    return run.stdout.strip()
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_flipped_bit_in_a_directory_names_the_file_and_both_digests(folder: Path, name: str) -> None:
+    data = (folder / name).read_bytes()
+    damaged = flip(data, len(data) // 2)
+    (folder / name).write_bytes(damaged)
+    expected, actual = (hashlib.sha256(each).hexdigest() for each in (data, damaged))
+    with pytest.raises(BundleIntegrityError, match=f"{name} has sha256 {actual}, expected {expected}"):
+        Bundle.open(folder).read(name)
+
+
+@pytest.mark.parametrize("name", [*NAMES, "manifest.json"])
+def test_flipped_bit_in_a_file_is_found(packed: Path, name: str) -> None:
+    content = bundles.files().get(name, b'"tiny"')
+    data = packed.read_bytes()
+    packed.write_bytes(flip(data, data.index(content) + len(content) // 2))
+    with pytest.raises(BundleIntegrityError, match=name):
+        Bundle.open(packed).verify_files()
+
+
+@pytest.mark.parametrize("change", [lambda data: data[:-1], lambda data: data + b"x"], ids=["short", "long"])
+def test_wrong_size_is_found_when_the_bundle_opens(folder: Path, change: Any) -> None:
+    data = (folder / WEIGHTS).read_bytes()
+    (folder / WEIGHTS).write_bytes(change(data))
+    with pytest.raises(BundleIntegrityError, match=f"{WEIGHTS} has {len(change(data))} bytes, expected {len(data)}"):
+        Bundle.open(folder)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_missing_file_is_named(folder: Path, name: str) -> None:
+    (folder / name).unlink()
+    with pytest.raises(BundleIntegrityError, match=f"the bundle lacks '{name}'"):
+        Bundle.open(folder)
+
+
+def test_extra_file_in_a_directory_is_named(folder: Path) -> None:
+    (folder / "onnx-fp32" / "more.onnx").write_bytes(b"x")
+    with pytest.raises(BundleIntegrityError, match=r"the manifest does not list 'onnx-fp32/more\.onnx'"):
+        Bundle.open(folder)
+
+
+def test_extra_file_in_a_zip_is_named(folder: Path, tmp_path: Path) -> None:
+    entries = {name: (folder / name).read_bytes() for name in [*NAMES, "manifest.json"]}
+    (tmp_path / "x.edgeclip").write_bytes(bundles.zip_bytes(entries | {"more": b"x"}))
+    with pytest.raises(BundleIntegrityError, match="the manifest does not list 'more'"):
+        Bundle.open(tmp_path / "x.edgeclip")
+
+
+def test_leftovers_of_file_managers_are_passed_over_unread(folder: Path) -> None:
+    os.mkfifo(folder / ".DS_Store")
+    (folder / "onnx-fp32" / "Thumbs.db").symlink_to("/dev/zero")
+    Bundle.open(folder).verify_files()
+
+
+def test_git_lfs_pointer_in_place_of_a_file_says_what_to_do(folder: Path) -> None:
+    (folder / WEIGHTS).write_bytes(POINTER)
+    with pytest.raises(BundleIntegrityError, match=r"image\.onnx has .* \(a Git LFS pointer: run git lfs pull\)"):
+        Bundle.open(folder)
+
+
+def test_git_lfs_pointer_of_the_same_size_says_what_to_do(folder: Path) -> None:
+    size = (folder / WEIGHTS).stat().st_size
+    (folder / WEIGHTS).write_bytes(POINTER.ljust(size, b"\n"))
+    with pytest.raises(BundleIntegrityError, match="a Git LFS pointer: run git lfs pull"):
+        Bundle.open(folder).read(WEIGHTS)
+
+
+@pytest.mark.parametrize("name", ["m.edgeclip", "m/manifest.json"])
+def test_git_lfs_pointer_in_place_of_the_bundle_says_what_to_do(tmp_path: Path, name: str) -> None:
+    (tmp_path / "m").mkdir()
+    (tmp_path / name).write_bytes(POINTER)
+    with pytest.raises(BundleFormatError, match="a Git LFS pointer: run git lfs pull"):
+        Bundle.open((tmp_path / name) if name.endswith(".edgeclip") else tmp_path / "m")
+
+
+def test_loaded_bytes_are_the_hashed_bytes_when_the_file_is_swapped_between(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bundle = Bundle.open(folder)
+    original = (folder / WEIGHTS).read_bytes()
+    sha256 = hashlib.sha256
+
+    def swapping(*args: Any) -> Any:
+        (folder / WEIGHTS).write_bytes(b"evil" * (len(original) // 4))
+        return sha256(*args)
+
+    monkeypatch.setattr(hashlib, "sha256", swapping)
+    assert bundle.read(WEIGHTS) == original
+    with pytest.raises(BundleIntegrityError, match=WEIGHTS):
+        bundle.read(WEIGHTS)
+
+
+def test_file_that_vanished_after_opening_is_named(folder: Path) -> None:
+    bundle = Bundle.open(folder)
+    (folder / WEIGHTS).unlink()
+    with pytest.raises(BundleIntegrityError, match=rf"the bundle lacks .*{WEIGHTS}"):
+        bundle.read(WEIGHTS)
+
+
+@pytest.mark.parametrize("form", ["file", "directory"])
+def test_bundle_that_was_replaced_after_opening_is_noticed(packed: Path, folder: Path, form: str) -> None:
+    bundle = Bundle.open(packed if form == "file" else folder)
+    bundles.write(bundle.path, seed=1, replace=True)
+    with pytest.raises(BundleIntegrityError, match=r"replaced since it was opened \(open it again\)"):
+        bundle.read(WEIGHTS)
+
+
+def test_bundle_that_was_overwritten_in_place_after_opening_is_noticed(packed: Path, tmp_path: Path) -> None:
+    bundle = Bundle.open(packed)
+    packed.write_bytes(bundles.write(tmp_path / "other", seed=1).path.read_bytes())
+    with pytest.raises(BundleIntegrityError, match=f"{WEIGHTS} has sha256"):
+        bundle.read(WEIGHTS)
+
+
+def test_directory_that_is_exchanged_while_it_is_opened_is_read_whole(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    scan = Folder.scan
+    pending = [1]
+
+    def exchanging(path: Path) -> Folder:
+        scanned = scan(path)
+        if pending:
+            bundles.write(path, seed=pending.pop(), size=300, replace=True)
+        return scanned
+
+    monkeypatch.setattr(Folder, "scan", exchanging)
+    assert bundles.contents(Bundle.open(folder)) == bundles.files(1, 300)
+
+
+def test_file_that_is_not_listed_cannot_be_read(packed: Path) -> None:
+    with pytest.raises(UsageError, match=r"the bundle lists no file '\.\./x'"):
+        Bundle.open(packed).read("../x")
+
+
+def test_newer_bundle_names_its_path(folder: Path) -> None:
+    bundles.edit_manifest(folder, lambda document: document.update(format_version=2))
+    with pytest.raises(BundleVersionError, match=f"{folder}: manifest.json: format version 2"):
+        Bundle.open(folder)
+
+
+def test_manifest_of_100_mb_is_read_to_its_limit_only(folder: Path) -> None:
+    with (folder / "manifest.json").open("r+b") as file:
+        file.truncate(100 << 20)
+    with pytest.raises(BundleFormatError, match=r"manifest\.json: 1048577 bytes or more, the limit is 1048576"):
+        Bundle.open(folder)
+
+
+# --- what nothing outside of the bundle may be opened for ---------------------------------------------------------
+
+
+def opened_by(path: Path, expect_digest: str = "") -> tuple[str, list[str]]:
+    """Error and paths that are opened, listed or linked while a child opens the bundle and reads all of it."""
+    script = f"""
+        import os, sys
+        from edgeclip.bundle import Bundle
+        from edgeclip.errors import EdgeClipError
+        touched = []
+        watched = {{"open", "os.listdir", "os.scandir", "os.link", "os.symlink", "os.rename", "os.mkdir"}}
+        sys.addaudithook(lambda event, args: touched.append(str(args[0])) if event in watched else None)
+        error = "none"
+        try:
+            Bundle.open({str(path)!r}, expect_digest={expect_digest!r} or None).verify_files()
+        except EdgeClipError as exc:
+            error = type(exc).__name__
+        print(error, *[p for p in touched if not p.isdigit()], sep="\\n")
+    """
+    error, *touched = child(script).split("\n")
+    return error, touched
+
+
+@pytest.mark.parametrize("escape", ["../secret", "/etc/passwd", "C:\\x", "a\\..\\x", "a/./x", "~/x", "CON", "x.", "x "])
+def test_manifest_that_points_outside_opens_nothing_but_itself(folder: Path, escape: str) -> None:
+    (folder.parent / "secret").write_bytes(b"secret")
+
+    def point(document: dict[str, Any]) -> None:
+        document["files"][0]["path"] = document["golden"] = escape
+
+    bundles.edit_manifest(folder, point)
+    error, touched = opened_by(folder)
+    assert error == "BundlePathError"
+    assert [path for path in touched if Path(path).is_file()] == [str(folder / "manifest.json")]
+
+
+@pytest.mark.parametrize("form", ["file", "directory"])
+def test_wrong_digest_reads_nothing_but_the_manifest(packed: Path, folder: Path, form: str) -> None:
+    path = packed if form == "file" else folder
+    digest = Bundle.open(path).digest
+    wrong = digest[:-1] + ("0" if digest[-1] != "0" else "1")
+    with pytest.raises(BundleIntegrityError, match=f"the bundle's digest is {digest}, expected {wrong}"):
+        Bundle.open(path, expect_digest=wrong)
+    error, touched = opened_by(path, wrong)
+    files = {touch for touch in touched if Path(touch).is_file()}
+    assert error == "BundleIntegrityError"
+    assert files == {str(packed if form == "file" else folder / "manifest.json")}
+
+
+def test_right_digest_opens(packed: Path) -> None:
+    digest = Bundle.open(packed).digest
+    assert Bundle.open(packed, expect_digest=digest).digest == digest
+
+
+@pytest.mark.parametrize("digest", ["", "sha256:", "0" * 64, "sha256:" + "A" * 64, "md5:" + "0" * 64])
+def test_digest_in_another_form_is_a_usage_error(packed: Path, digest: str) -> None:
+    with pytest.raises(UsageError, match="is not `sha256:` and 64 hex digits"):
+        Bundle.open(packed, expect_digest=digest)
+
+
+def test_symlinked_file_is_refused_even_with_the_right_content(folder: Path) -> None:
+    outside = shutil.move(folder / WEIGHTS, folder.parent / "outside")
+    (folder / WEIGHTS).symlink_to(outside)
+    with pytest.raises(BundlePathError, match=f"{WEIGHTS}: a symlink, not a regular file"):
+        Bundle.open(folder)
+
+
+def test_symlinked_directory_is_refused(folder: Path) -> None:
+    outside = shutil.move(folder / "onnx-fp32", folder.parent / "outside")
+    (folder / "onnx-fp32").symlink_to(outside)
+    with pytest.raises(BundlePathError, match="onnx-fp32: a symlink, not a regular file"):
+        Bundle.open(folder)
+
+
+def test_directory_swapped_for_a_symlink_after_opening_is_refused(folder: Path) -> None:
+    bundle = Bundle.open(folder)
+    outside = shutil.move(folder / "onnx-fp32", folder.parent / "outside")
+    (folder / "onnx-fp32").symlink_to(outside)
+    with pytest.raises(BundlePathError, match="onnx-fp32: a symlink, not a directory"):
+        bundle.read(WEIGHTS)
+
+
+def test_manifest_that_is_a_symlink_is_refused(folder: Path) -> None:
+    outside = shutil.move(folder / "manifest.json", folder.parent / "outside")
+    (folder / "manifest.json").symlink_to(outside)
+    with pytest.raises(BundlePathError, match=r"manifest\.json: a symlink, not a regular file"):
+        Bundle.open(folder)
+
+
+def test_fifo_in_place_of_a_file_does_not_block(folder: Path) -> None:
+    (folder / WEIGHTS).unlink()
+    os.mkfifo(folder / WEIGHTS)
+    with pytest.raises(BundlePathError, match="a FIFO, not a regular file"):
+        Bundle.open(folder)
+
+
+def test_fifo_that_appears_after_opening_does_not_block(folder: Path) -> None:
+    bundle = Bundle.open(folder)
+    (folder / WEIGHTS).unlink()
+    os.mkfifo(folder / WEIGHTS)
+    with pytest.raises(BundlePathError, match="a FIFO, not a regular file"):
+        bundle.read(WEIGHTS)
+
+
+def test_socket_in_place_of_a_file_is_refused(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (folder / WEIGHTS).unlink()
+    monkeypatch.chdir(folder)
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(WEIGHTS)
+        with pytest.raises(BundlePathError, match="a socket, not a regular file"):
+            Bundle.open(folder)
+
+
+@pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() != 0, reason="device nodes: needs root")
+def test_device_in_place_of_a_file_is_refused(folder: Path) -> None:
+    (folder / WEIGHTS).unlink()
+    try:
+        os.mknod(folder / WEIGHTS, 0o600 | 0o020000, os.makedev(1, 5))
+    except PermissionError:
+        pytest.skip("device nodes: the container forbids mknod")
+    with pytest.raises(BundlePathError, match="a device, not a regular file"):
+        Bundle.open(folder)
+
+
+def test_hard_link_opens(folder: Path) -> None:
+    os.link(folder / WEIGHTS, folder.parent / "backup")
+    Bundle.open(folder).verify_files()
+
+
+def test_symlink_to_a_bundle_opens(packed: Path, folder: Path) -> None:
+    for target in (packed, folder):
+        link = target.with_name("link")
+        link.symlink_to(target)
+        Bundle.open(link).verify_files()
+        link.unlink()
+
+
+def test_directory_of_a_million_files_is_not_listed_to_the_end(tmp_path: Path) -> None:
+    for i in range(4200):
+        (tmp_path / str(i)).touch()
+    with pytest.raises(BundleFormatError, match="more than 4096 files and directories"):
+        Folder.scan(tmp_path)
+
+
+# --- artifacts ----------------------------------------------------------------------------------------------------
+
+
+def test_artifacts_are_selected_by_what_is_asked(packed: Path) -> None:
+    bundle = Bundle.open(packed)
+    assert len(bundle.artifacts()) == 4
+    assert [a.target for a in bundle.artifacts(tower="image")] == ["coreml", "onnx", "openvino"]
+    assert [a.file for a in bundle.artifacts(tower="text", target="onnx", precision="fp32")] == ["onnx-fp32/text.onnx"]
+    assert bundle.artifacts(precision="w4a16") == []
+
+
+def test_files_of_every_artifact_pass_the_graph_rules(packed: Path) -> None:
+    bundle = Bundle.open(packed)
+    for artifact in bundle.artifacts():
+        assert bundle.files(artifact) == {name: bundles.files()[name] for name in artifact.files}
+
+
+def test_graph_that_breaks_the_rules_is_refused(tmp_path: Path) -> None:
+    files = bundles.files() | {WEIGHTS: bundles.onnx(b"", bundles.node(b"Evil", domain=b"evil"))}
+    bundle = write_bundle(tmp_path / "m.edgeclip", bundles.manifest(), files, replace=False)
+    with pytest.raises(BundleFormatError, match="operators of domain 'evil' are not allowed"):
+        bundle.files(bundle.artifacts(target="onnx", tower="image")[0])
+
+
+def test_prebuilt_engine_is_refused(tmp_path: Path) -> None:
+    engine = bundles.artifact("image", "tensorrt", "fp16", ["tensorrt-fp16/image.engine"])
+    bundle = add_artifact(bundles.write(tmp_path / "m.edgeclip"), engine, {"tensorrt-fp16/image.engine": b"ptrt"})
+    with pytest.raises(TargetLoadError, match="engines are executable code"):
+        bundle.files(engine)
+
+
+# --- writing ------------------------------------------------------------------------------------------------------
+
+
+def test_same_input_gives_the_same_bytes(tmp_path: Path) -> None:
+    first = bundles.write(tmp_path / "a.edgeclip").path.read_bytes()
+    backwards = dict(reversed(bundles.files().items()))
+    write_bundle(tmp_path / "b.edgeclip", bundles.manifest(), backwards, replace=False)
+    assert (tmp_path / "b.edgeclip").read_bytes() == first
+    assert str(tmp_path).encode() not in first
+
+
+def test_content_may_come_from_files(tmp_path: Path) -> None:
+    (tmp_path / "w").write_bytes(bundles.files()[WEIGHTS])
+    files: dict[str, bytes | Path] = {**bundles.files(), WEIGHTS: tmp_path / "w"}
+    bundle = write_bundle(tmp_path / "a.edgeclip", bundles.manifest(), files, replace=False)
+    assert bundle.path.read_bytes() == bundles.write(tmp_path / "b.edgeclip").path.read_bytes()
+
+
+def test_content_that_changes_while_it_is_written_is_noticed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "w").write_bytes(b"before")
+    monkeypatch.setattr(
+        publish, "fault_point", lambda name: name != "created" or (tmp_path / "w").write_bytes(b"after!")
+    )
+    files: dict[str, bytes | Path] = {**bundles.files(), WEIGHTS: tmp_path / "w"}
+    with pytest.raises(BundleIntegrityError, match=r"image\.onnx: changed while it was being written"):
+        write_bundle(tmp_path / "a.edgeclip", bundles.manifest(), files, replace=False)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["w"]
+
+
+def test_content_that_cannot_be_read_is_named(tmp_path: Path) -> None:
+    files: dict[str, bytes | Path] = {**bundles.files(), WEIGHTS: tmp_path / "absent"}
+    with pytest.raises(UsageError, match=r"absent: cannot be read for onnx-fp32/image\.onnx: No such file"):
+        write_bundle(tmp_path / "a.edgeclip", bundles.manifest(), files, replace=False)
+
+
+def test_bundle_that_could_not_be_opened_is_not_written(tmp_path: Path) -> None:
+    files = {name: data for name, data in bundles.files().items() if name != WEIGHTS}
+    with pytest.raises(BundleFormatError, match=rf"'{WEIGHTS}' is not among"):
+        write_bundle(tmp_path / "a.edgeclip", bundles.manifest(), files, replace=False)
+    with pytest.raises(BundlePathError, match=r"path '\.\./x'"):
+        write_bundle(tmp_path / "a.edgeclip", bundles.manifest(), bundles.files() | {"../x": b""}, replace=False)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("form", ["file", "directory"])
+def test_added_artifact_joins_the_others(packed: Path, folder: Path, form: str) -> None:
+    bundle = Bundle.open(packed if form == "file" else folder)
+    added = add_artifact(bundle, NEW, NEW_FILES)
+    assert added.path == bundle.path
+    assert len(added.artifacts()) == 5
+    assert bundles.contents(added) == bundles.files() | NEW_FILES
+
+
+def test_order_of_additions_does_not_matter(tmp_path: Path) -> None:
+    other = bundles.artifact("text", "tensorrt", "fp16", ["tensorrt-fp16/text.onnx"])
+    other_files = {"tensorrt-fp16/text.onnx": bundles.onnx(b"\2" * 64)}
+    one = add_artifact(add_artifact(bundles.write(tmp_path / "a"), NEW, NEW_FILES), other, other_files)
+    two = add_artifact(add_artifact(bundles.write(tmp_path / "b"), other, other_files), NEW, NEW_FILES)
+    assert one.path.read_bytes() == two.path.read_bytes()
+
+
+def test_artifact_that_is_there_is_not_replaced_unasked(packed: Path) -> None:
+    before = packed.read_bytes()
+    same = bundles.artifact("image", "onnx", "fp32")
+    with pytest.raises(ExportExistsError, match="already has the artifact image onnx fp32"):
+        add_artifact(Bundle.open(packed), same, {WEIGHTS: bundles.onnx()})
+    assert packed.read_bytes() == before
+
+
+def test_replaced_artifact_takes_its_files_away(packed: Path) -> None:
+    same = bundles.artifact("image", "onnx", "fp32", ["onnx-fp32/other.onnx"])
+    bundle = add_artifact(Bundle.open(packed), same, {"onnx-fp32/other.onnx": bundles.onnx()}, replace=True)
+    assert len(bundle.artifacts()) == 4
+    assert WEIGHTS not in bundles.contents(bundle)
+
+
+def test_file_of_another_artifact_is_not_overwritten(packed: Path) -> None:
+    clash = bundles.artifact("image", "tensorrt", "fp16", ["golden.safetensors"])
+    with pytest.raises(ExportExistsError, match=r"'golden\.safetensors' belongs to something else"):
+        add_artifact(Bundle.open(packed), clash, {"golden.safetensors": b"x"}, replace=True)
+
+
+def test_artifacts_files_must_be_those_it_names(packed: Path) -> None:
+    with pytest.raises(UsageError, match=r"names the files 'tensorrt-fp16/image\.onnx', but 'x' are given"):
+        add_artifact(Bundle.open(packed), NEW, {"x": b""})
+
+
+def test_damaged_bundle_is_not_copied_on(packed: Path) -> None:
+    data = packed.read_bytes()
+    damaged = flip(data, data.index(bundles.files()[WEIGHTS]))
+    packed.write_bytes(damaged)
+    with pytest.raises(BundleIntegrityError, match=f"{WEIGHTS} has sha256"):
+        add_artifact(Bundle.open(packed), NEW, NEW_FILES)
+    assert packed.read_bytes() == damaged
+
+
+def test_addition_builds_on_what_another_export_has_added_meanwhile(packed: Path) -> None:
+    stale = Bundle.open(packed)
+    other = bundles.artifact("text", "tensorrt", "fp16", ["tensorrt-fp16/text.onnx"])
+    add_artifact(Bundle.open(packed), other, {"tensorrt-fp16/text.onnx": bundles.onnx()})
+    assert len(add_artifact(stale, NEW, NEW_FILES).artifacts()) == 6
+
+
+def test_unpacking_refuses_an_existing_directory(packed: Path, tmp_path: Path) -> None:
+    (tmp_path / "u").mkdir()
+    with pytest.raises(ExportExistsError, match="u: exists"):
+        Bundle.open(packed).unpack(tmp_path / "u")
+    assert list((tmp_path / "u").iterdir()) == []
+
+
+def test_unpacking_a_damaged_bundle_leaves_nothing(packed: Path, tmp_path: Path) -> None:
+    data = packed.read_bytes()
+    packed.write_bytes(flip(data, data.index(bundles.files()[WEIGHTS])))
+    with pytest.raises(BundleIntegrityError, match=WEIGHTS):
+        Bundle.open(packed).unpack(tmp_path / "u")
+    assert [path.name for path in tmp_path.iterdir()] == ["m.edgeclip"]
