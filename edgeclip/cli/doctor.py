@@ -1,0 +1,99 @@
+"""`edgeclip doctor`: which engines run on this machine, and what the others need."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import click
+
+from edgeclip.cli import machine, progress
+from edgeclip.cli.group import Command, examples
+from edgeclip.cli.output import Output
+from edgeclip.errors import EdgeClipError, TargetUnavailableError
+
+PLANNED = ("coreml", "tensorrt")
+EXTRAS = {
+    "export": ("torch", "onnx", "onnxscript"),
+    "parquet": ("pyarrow",),
+    "hub": ("huggingface_hub",),
+}
+PACKAGES = ("edgeclip", "numpy", "pillow", "tokenizers", "msgspec", "safetensors", "click", "rich")
+
+
+@dataclass(frozen=True)
+class Report:
+    """What is known of a backend on this machine."""
+
+    backend: str
+    usable: bool
+    version: str = ""
+    computes: Mapping[str, Sequence[str]] | None = None
+    """Device -> arithmetic that it has."""
+    reason: str = ""
+    fix: str = ""
+
+
+@click.command(cls=Command, epilog=examples("edgeclip doctor", "edgeclip doctor --json"))
+@click.pass_obj
+def command(output: Output) -> None:
+    """Show which backends run here, on which devices and in which arithmetic, and what the others need."""
+    with progress.steps(output) as begin:
+        reports = []
+        for name in (*_backends(), *PLANNED):
+            begin(f"looking at {name}")
+            reports.append(examine(name))
+    facts = machine.facts()
+    extras = {name: _extra(name, modules) for name, modules in EXTRAS.items()}
+    packages = {name: machine.version_of(name) or "not installed" for name in PACKAGES}
+    output.document |= {"backends": reports, "machine": facts, "extras": extras, "packages": packages}
+    _show_backends(output, reports)
+    output.facts("Machine", facts)
+    output.facts("Extras", extras)
+    output.facts("Packages", packages)
+    if not any(report.usable for report in reports):
+        raise TargetUnavailableError(
+            "no backend runs here", hint="pip install 'edgeclip[onnx]' or pip install 'edgeclip[openvino]'"
+        )
+
+
+def examine(name: str) -> Report:
+    """Load a backend's library and ask it for its devices; never raises."""
+    if name in PLANNED:
+        return Report(name, False, reason="not built yet in this version")
+    from edgeclip import backends
+
+    version = machine.version_of(backends.entry(name).library) or ""
+    try:
+        engine = backends.get(name)
+        computes = {device: engine.computes(device) for device in engine.devices()}
+    except EdgeClipError as exc:
+        return Report(name, False, version, reason=exc.message, fix=exc.hint)
+    except Exception as exc:  # a broken library can raise anything, and to say so is what this command is for
+        text = " ".join(str(exc).split())[:200]
+        return Report(name, False, version, reason=f"{type(exc).__name__}: {text}", fix="install the library again")
+    if not computes:
+        return Report(name, False, version, computes, reason="no device found")
+    return Report(name, True, version, computes)
+
+
+def _backends() -> tuple[str, ...]:
+    from edgeclip.backends import BACKENDS
+
+    return tuple(BACKENDS)
+
+
+def _extra(name: str, modules: tuple[str, ...]) -> str:
+    missing = [module for module in modules if machine.version_of(module) is None]
+    if missing:
+        return f"lacks {', '.join(missing)}: pip install 'edgeclip[{name}]'"
+    return ", ".join(f"{module} {machine.version_of(module)}" for module in modules)
+
+
+def _show_backends(output: Output, reports: list[Report]) -> None:
+    rows = []
+    for report in reports:
+        devices = "; ".join(f"{device} ({', '.join(types)})" for device, types in (report.computes or {}).items())
+        status = output.status("ok" if report.usable else "failed")
+        rows.append([report.backend, status, report.version, devices, report.reason, report.fix])
+    output.table("Backends", ("backend", "status", "version", "devices (compute)", "reason", "fix"), rows)

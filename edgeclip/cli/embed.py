@@ -1,0 +1,162 @@
+"""`edgeclip embed`: images and texts to vectors, in a file or as JSON lines."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import click
+
+from edgeclip import __version__
+from edgeclip.cli import progress, sources
+from edgeclip.cli.group import Command, examples
+from edgeclip.cli.options import Engine, bundle_argument, engine_options, stream_options
+from edgeclip.cli.output import Output
+from edgeclip.errors import InputError, UsageError
+from edgeclip.manifest import Tower
+
+if TYPE_CHECKING:
+    from edgeclip.cli.writers import Rows, Write
+    from edgeclip.model import Model
+    from edgeclip.pixels import Skipped
+
+TEXTS_PER_RUN = 256
+OnError = Literal["raise", "skip"]
+
+
+@click.command(
+    cls=Command,
+    epilog=examples(
+        "edgeclip embed b32.edgeclip photos/ -o photos.npz",
+        "find . -name '*.jpg' | edgeclip embed b32.edgeclip - --on-error skip -o all.parquet",
+        'edgeclip embed b32.edgeclip --text "a red bicycle" --text "a blue bicycle" > texts.jsonl',
+    ),
+)
+@bundle_argument
+@click.argument("inputs", nargs=-1)
+@click.option("--text", "texts", multiple=True, help="A text to embed; may be given again.")
+@click.option("--texts", "text_file", metavar="FILE", help="A file of texts, one a line; - reads standard input.")
+@click.option("-o", "--output", "path", type=click.Path(path_type=Path), help="A .npy, .npz, .parquet or .jsonl file.")
+@stream_options
+@engine_options
+@click.pass_obj
+def command(
+    output: Output,
+    bundle: Path,
+    inputs: tuple[str, ...],
+    texts: tuple[str, ...],
+    text_file: str | None,
+    path: Path | None,
+    batch_size: int,
+    on_error: OnError,
+    engine: Engine,
+) -> None:
+    """Embed images and texts with BUNDLE; each row is L2-normalised.
+
+    INPUTS are image files, folders (searched recursively), or - for paths on standard input. Without -o the result is
+    JSON lines on standard output. An output file appears when it is complete.
+    """
+    if path is not None:
+        _check_path(path)
+    paths = sources.images(inputs, missing_ok=on_error == "skip")
+    wanted = [*texts, *(sources.lines(text_file) if text_file is not None else [])]
+    if not paths and not wanted:
+        raise UsageError("nothing to embed", hint="name images or folders, or use --text or --texts")
+    skipped: list[Skipped] = []
+    started = time.perf_counter()
+    with engine.load(bundle, _tower(paths, wanted)) as model:
+        provenance = {**model.info.provenance(), "edgeclip": __version__}
+        output.document["provenance"] = provenance
+        with (
+            _writer(output, path, provenance, model.info.embed_dim) as write,
+            _bar(output, path, len(paths) + len(wanted)) as advance,
+        ):
+            for rows in _images(model, paths, batch_size, on_error, skipped, advance):
+                write(rows)
+            for rows in _texts(model, wanted, advance):
+                write(rows)
+            if len(skipped) == len(paths) and paths and not wanted:
+                raise InputError(f"none of {len(paths)} images can be read: {skipped[0].reason}")
+    count = len(paths) + len(wanted) - len(skipped)
+    _conclude(output, path, count, skipped, time.perf_counter() - started)
+
+
+def _check_path(path: Path) -> None:
+    from edgeclip.cli.writers import check_path
+
+    check_path(path)
+
+
+def _tower(paths: Sequence[str], texts: Sequence[str]) -> Tower | None:
+    """The one tower that is needed, or None for both."""
+    return None if paths and texts else "image" if paths else "text"
+
+
+def _images(
+    model: Model,
+    paths: list[str],
+    batch_size: int,
+    on_error: OnError,
+    skipped: list[Skipped],
+    advance: progress.Advance,
+) -> Iterator[Rows]:
+    from edgeclip.cli.writers import Rows
+
+    for batch in model.stream_image(paths, batch_size=batch_size, on_error=on_error) if paths else ():
+        skipped += batch.skipped
+        yield Rows("image", [paths[i] for i in batch.indices], batch.embeddings)
+        advance(len(batch.indices) + len(batch.skipped))
+
+
+def _texts(model: Model, texts: Sequence[str], advance: progress.Advance) -> Iterator[Rows]:
+    from edgeclip.cli.writers import Rows
+
+    for start in range(0, len(texts), TEXTS_PER_RUN):
+        chunk = list(texts[start : start + TEXTS_PER_RUN])
+        yield Rows("text", chunk, model.encode_text(chunk))
+        advance(len(chunk))
+
+
+def _writer(output: Output, path: Path | None, provenance: dict[str, Any], dim: int) -> AbstractContextManager[Write]:
+    from edgeclip.cli import writers
+
+    if path is not None:
+        return writers.open_writer(path, provenance, dim)
+    return _collected(output) if output.as_json else writers.jsonl_lines(output.stream, provenance)
+
+
+@contextmanager
+def _collected(output: Output) -> Iterator[Write]:
+    """Rows inside the one JSON document."""
+    from edgeclip.cli.writers import described
+
+    found: list[dict[str, Any]] = []
+
+    def write(rows: Rows) -> None:
+        found.extend(described(rows))
+
+    yield write
+    output.document["rows"] = found
+
+
+def _bar(output: Output, path: Path | None, total: int) -> AbstractContextManager[progress.Advance]:
+    """No bar where it would run through the rows on a terminal."""
+    if path is None and output.stream.isatty():
+        return nullcontext(lambda amount: None)
+    return progress.bar(output, "embedding", total)
+
+
+def _conclude(output: Output, path: Path | None, count: int, skipped: list[Skipped], seconds: float) -> None:
+    output.document |= {
+        "output": str(path) if path else None,
+        "count": count,
+        "skipped": skipped,
+        "elapsed_s": round(seconds, 3),
+    }
+    for one in skipped:
+        output.note(f"skipped: {one.source}: {one.reason}")
+    where = f" -> {path}" if path else ""
+    output.note(f"{count} embedded, {len(skipped)} skipped, in {seconds:.2f} s{where}")

@@ -1,0 +1,81 @@
+"""Facts about this machine, as far as they decide how fast a model runs. Asks; never changes anything."""
+
+from __future__ import annotations
+
+import platform
+import subprocess
+import sys
+import warnings
+from importlib import metadata
+from pathlib import Path
+
+from edgeclip import cache
+from edgeclip.cpus import available_cpus
+
+CPUINFO = Path("/proc/cpuinfo")
+FLAGS = (
+    *("avx2", "f16c", "avx512f", "avx512_vnni", "avx512_bf16", "avx512_fp16", "avx_vnni", "avx_vnni_int8"),
+    *("amx_tile", "amx_int8", "amx_bf16", "amx_fp16"),
+    *("asimd", "asimdhp", "asimddp", "i8mm", "bf16", "sve", "sve2"),
+)
+"""Instruction sets that change the speed of matrix products, by Linux's names."""
+
+
+def facts() -> dict[str, str]:
+    """What `edgeclip doctor` shows of the machine."""
+    return {
+        "system": f"{platform.system()} {platform.release()}, {platform.machine()}",
+        "cpu": cpu_model(),
+        "instruction sets": ", ".join(instruction_sets()) or "not known",
+        "usable cpus": str(available_cpus()),
+        "python": f"{platform.python_version()} ({sys.executable})",
+        "cache": cache_state(),
+    }
+
+
+def cpu_model(cpuinfo: Path = CPUINFO) -> str:
+    """The CPU's name."""
+    names = ("model name", "Model", "Hardware")
+    found = next((value for key in names if (value := _field(cpuinfo, key))), "")
+    return found or _apple_cpu() or platform.processor() or "not known"
+
+
+def instruction_sets(cpuinfo: Path = CPUINFO) -> list[str]:
+    """Those of `FLAGS` that the CPU has."""
+    found = set((_field(cpuinfo, "flags") or _field(cpuinfo, "Features")).split())
+    return [flag for flag in FLAGS if flag in found]
+
+
+def cache_state() -> str:
+    """Where the cache is and what it holds, or why there is none."""
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        directory = cache.directory()
+    if directory is None:
+        return str(caught[-1].message) if caught else "none"
+    sizes = [path.stat().st_size for path in directory.rglob("*") if path.is_file()]
+    return f"{directory}: {len(sizes)} files, {sum(sizes) / 1e6:.1f} MB"
+
+
+def version_of(distribution: str) -> str | None:
+    """The installed version; imports nothing."""
+    try:
+        return metadata.version(distribution)
+    except metadata.PackageNotFoundError:
+        return None
+
+
+def _field(cpuinfo: Path, key: str) -> str:
+    try:
+        lines = cpuinfo.read_text(errors="replace").splitlines()
+    except OSError:
+        return ""
+    pairs = (line.partition(":") for line in lines)
+    return next((value.strip() for name, _, value in pairs if name.strip() == key), "")
+
+
+def _apple_cpu() -> str:
+    if sys.platform != "darwin":
+        return ""
+    command = ["/usr/sbin/sysctl", "-n", "machdep.cpu.brand_string"]
+    return subprocess.run(command, capture_output=True, text=True, check=False).stdout.strip()

@@ -1,0 +1,131 @@
+"""Options that several commands share."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from dataclasses import dataclass
+from importlib.util import find_spec
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar, cast, get_args
+
+import click
+
+from edgeclip.errors import TargetUnavailableError
+from edgeclip.manifest import Precision, Tower
+
+if TYPE_CHECKING:
+    from edgeclip.backends.base import Compute
+    from edgeclip.model import Model
+
+PRECISIONS: tuple[str, ...] = get_args(Precision)
+COMPUTES = ("f32", "bf16", "f16")
+Function = TypeVar("Function", bound=Callable[..., Any])
+
+bundle_argument = click.argument("bundle", type=click.Path(path_type=Path))
+tower_option = click.option("--tower", type=click.Choice(get_args(Tower)), help="Only this tower.")
+
+
+@dataclass(frozen=True)
+class Engine:
+    """The engine that the command line asks for."""
+
+    backend: str = "auto"
+    precision: Precision | None = None
+    device: str = "cpu"
+    compute: Compute = "f32"
+    threads: int | None = None
+
+    def load(self, bundle: Path, tower: Tower | None = None) -> Model:
+        """Load the bundle's towers, or one of them; raises as `edgeclip.load`."""
+        from edgeclip.loading import load
+
+        return load(
+            bundle,
+            backend=self.backend,
+            precision=self.precision,
+            tower=tower,
+            device=self.device,
+            compute=self.compute,
+            threads=self.threads,
+        )
+
+
+_ENGINE = (
+    click.option("--backend", default="auto", show_default=True, help="auto, openvino or onnxruntime."),
+    click.option("--precision", type=click.Choice(PRECISIONS), help="Of the artifact; the most precise by default."),
+    click.option("--device", default="cpu", show_default=True, help="As the backend names it: see edgeclip doctor."),
+    click.option("--compute", type=click.Choice(COMPUTES), default="f32", show_default=True, help="Arithmetic."),
+    click.option("--threads", type=click.IntRange(min=1), help="CPU threads; all that this process may use."),
+)
+
+
+def engine_options(function: Function) -> Function:
+    """Add the engine's options; the function gets them as `engine`."""
+
+    @functools.wraps(function)
+    def wrapper(
+        *args: Any,
+        backend: str,
+        precision: Precision | None,
+        device: str,
+        compute: Compute,
+        threads: int | None,
+        **kwargs: Any,
+    ) -> Any:
+        return function(*args, engine=Engine(backend, precision, device, compute, threads), **kwargs)
+
+    return cast("Function", _with(wrapper, *_ENGINE))
+
+
+_STREAM = (
+    click.option("--batch-size", type=click.IntRange(min=1), default=32, show_default=True, help="Images per run."),
+    click.option(
+        "--on-error",
+        type=click.Choice(["raise", "skip"]),
+        default="raise",
+        show_default=True,
+        help="What an image that cannot be read does: stop, or be left out and listed.",
+    ),
+)
+
+
+def stream_options(function: Function) -> Function:
+    """Add `--batch-size` and `--on-error`."""
+    return cast("Function", _with(function, *_STREAM))
+
+
+_CHECKPOINT = (
+    click.option("--architecture", metavar="NAME", help="Of a bare state dict, as ViT-B-32."),
+    click.option("--activation", type=click.Choice(["quick_gelu", "gelu"]), help="When the checkpoint does not say."),
+    click.option("--allow-pickle", is_flag=True, help="Load pickles that hold more than tensors: they can run code."),
+)
+
+
+def checkpoint_options(function: Function) -> Function:
+    """Add what reading a checkpoint may need to be told."""
+    return cast("Function", _with(function, *_CHECKPOINT))
+
+
+def need(*modules: str, extra: str, what: str) -> None:
+    """Make sure that an optional part is installed; imports nothing.
+
+    Raises:
+        TargetUnavailableError: naming the first module that is missing, and how to get it.
+    """
+    for module in modules:
+        if find_spec(module) is None:
+            raise TargetUnavailableError(
+                f"{what} needs {module}, which is not installed", hint=f"pip install 'edgeclip[{extra}]'"
+            )
+
+
+def need_export() -> None:
+    """`need` for everything that touches a checkpoint."""
+    need("torch", "onnx", "onnxscript", extra="export", what="reading checkpoints and exporting them")
+
+
+def _with(function: Callable[..., Any], *options: Callable[..., Any]) -> Callable[..., Any]:
+    for option in reversed(options):
+        function = option(function)
+    return function

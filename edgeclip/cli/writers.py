@@ -1,0 +1,197 @@
+"""Files of embeddings: `.npy`, `.npz`, `.parquet`, `.jsonl`. Rows are written as they come; a file appears when whole.
+
+Each carries its provenance, because embeddings of different bundles or arithmetic are not comparable.
+"""
+
+from __future__ import annotations
+
+import errno
+import io
+import json
+import os
+import zipfile
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, BinaryIO, TextIO
+
+import numpy as np
+
+from edgeclip.backends.base import Embeddings
+from edgeclip.cli.options import need
+from edgeclip.cli.output import to_json
+from edgeclip.errors import ResourceError, UsageError
+
+
+@dataclass(frozen=True)
+class Rows:
+    """Some embeddings, and what they are of."""
+
+    kind: str
+    """`image` or `text`."""
+    sources: list[str]
+    """The image's path, or the text."""
+    embeddings: Embeddings
+    """[B, D] float32, L2-normalised."""
+
+
+Write = Callable[[Rows], None]
+Provenance = dict[str, Any]
+Opened = AbstractContextManager[Write]
+
+
+def open_writer(path: Path, provenance: Provenance, dim: int) -> Opened:
+    """A function that writes rows to `path`, which takes the place of what was there when the block ends well."""
+    return WRITERS[path.suffix.lower()](path, provenance, dim)
+
+
+def check_path(path: Path) -> None:
+    """Whether `open_writer` can write there, asked before the work begins.
+
+    Raises:
+        UsageError: an unknown suffix, or no place for a file.
+        TargetUnavailableError: the format's library is missing.
+    """
+    if path.suffix.lower() not in WRITERS:
+        raise UsageError(f"{path}: unknown format {path.suffix!r}", hint=f"one of: {', '.join(WRITERS)}")
+    if path.is_dir():
+        raise UsageError(f"{path}: is a directory", hint="name a file")
+    if not path.absolute().parent.is_dir():
+        raise UsageError(f"{path}: the directory {path.parent} does not exist")
+    if path.suffix.lower() == ".parquet":
+        need("pyarrow", extra="parquet", what="writing Parquet")
+
+
+@contextmanager
+def staged(path: Path) -> Iterator[Path]:
+    """A temporary sibling that becomes `path` when the block ends, and vanishes when it raises.
+
+    Raises:
+        ResourceError: the disk is full.
+        UsageError: it cannot be written.
+    """
+    temp = path.with_name(f".{path.name}.{os.getpid()}-{os.urandom(4).hex()}.tmp")
+    try:
+        yield temp
+        with temp.open("rb+") as file:
+            os.fsync(file.fileno())
+        temp.replace(path)
+    except OSError as exc:
+        if exc.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+            raise ResourceError(f"{path}: the disk is full", hint="free some space and run again") from exc
+        raise UsageError(f"{path}: cannot be written: {exc.strerror or exc}") from exc
+    finally:
+        temp.unlink(missing_ok=True)
+
+
+@contextmanager
+def jsonl_lines(stream: TextIO, provenance: Provenance) -> Iterator[Write]:
+    """JSON lines on an open stream: the provenance first, then one line a row."""
+    stream.write(to_json({"provenance": provenance}, stream) + "\n")
+
+    def write(rows: Rows) -> None:
+        for line in described(rows):
+            stream.write(to_json(line, stream) + "\n")
+        stream.flush()
+
+    yield write
+
+
+def described(rows: Rows) -> Iterator[dict[str, Any]]:
+    """Rows as JSON objects. Nine digits tell every float32 from its neighbours."""
+    for source, row in zip(rows.sources, rows.embeddings.tolist(), strict=True):
+        yield {"kind": rows.kind, "source": source, "embedding": [float(f"{value:.9g}") for value in row]}
+
+
+@contextmanager
+def _jsonl(path: Path, provenance: Provenance, dim: int) -> Iterator[Write]:
+    with staged(path) as temp, temp.open("w", encoding="utf-8") as file, jsonl_lines(file, provenance) as write:
+        yield write
+
+
+@contextmanager
+def _npy(path: Path, provenance: Provenance, dim: int) -> Iterator[Write]:
+    """The matrix, and beside it `NAME.npy.json` with the sources and the provenance."""
+    sources: list[str] = []
+    kinds: list[str] = []
+    # The side file is there before the matrix is.
+    with staged(path) as temp, staged(path.with_name(f"{path.name}.json")) as side:
+        with _matrix(temp, dim, sources, kinds) as write:
+            yield write
+        side.write_text(json.dumps({"provenance": provenance, "kinds": kinds, "sources": sources}), encoding="utf-8")
+
+
+@contextmanager
+def _npz(path: Path, provenance: Provenance, dim: int) -> Iterator[Write]:
+    """`embeddings` [N, D] float32, `sources`, `kinds` and `provenance` (JSON) as strings."""
+    sources: list[str] = []
+    kinds: list[str] = []
+    with staged(path) as temp, staged(path.with_name(f"{path.name}.matrix")) as matrix:
+        with _matrix(matrix, dim, sources, kinds) as write:
+            yield write
+        with zipfile.ZipFile(temp, "w", zipfile.ZIP_STORED) as archive:
+            archive.write(matrix, "embeddings.npy")
+            for name, value in (("sources", sources), ("kinds", kinds), ("provenance", json.dumps(provenance))):
+                archive.writestr(f"{name}.npy", _array_bytes(np.array(value, dtype=np.str_)))
+        matrix.unlink()
+
+
+@contextmanager
+def _parquet(path: Path, provenance: Provenance, dim: int) -> Iterator[Write]:
+    """Columns `source`, `kind`, `embedding`; the provenance, JSON, is in the schema's metadata."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    fields = [("source", pa.string()), ("kind", pa.string()), ("embedding", pa.list_(pa.float32(), dim))]
+    schema = pa.schema(fields, metadata={"provenance": json.dumps(provenance)})
+    with staged(path) as temp, pq.ParquetWriter(temp, schema) as writer:
+
+        def write(rows: Rows) -> None:
+            vectors = pa.FixedSizeListArray.from_arrays(pa.array(rows.embeddings.ravel()), dim)
+            columns = [pa.array(rows.sources), pa.array([rows.kind] * len(rows.sources)), vectors]
+            writer.write_table(pa.Table.from_arrays(columns, schema=schema))
+
+        yield write
+
+
+WRITERS: dict[str, Callable[[Path, Provenance, int], Opened]] = {
+    ".npy": _npy,
+    ".npz": _npz,
+    ".parquet": _parquet,
+    ".jsonl": _jsonl,
+}
+
+
+@contextmanager
+def _matrix(path: Path, dim: int, sources: list[str], kinds: list[str]) -> Iterator[Write]:
+    """An `.npy` file whose number of rows is not known before the end; sources and kinds are collected."""
+    with path.open("wb") as file:
+        file.write(_header(0, dim))
+
+        def write(rows: Rows) -> None:
+            file.write(np.ascontiguousarray(rows.embeddings, "<f4").tobytes())
+            sources.extend(rows.sources)
+            kinds.extend([rows.kind] * len(rows.sources))
+
+        yield write
+        _rewrite_header(file, len(sources), dim)
+
+
+def _rewrite_header(file: BinaryIO, rows: int, dim: int) -> None:
+    header = _header(rows, dim)
+    assert len(header) == len(_header(0, dim))  # the format leaves room for the first axis to grow
+    file.seek(0)
+    file.write(header)
+
+
+def _header(rows: int, dim: int) -> bytes:
+    out = io.BytesIO()
+    np.lib.format.write_array_header_1_0(out, {"descr": "<f4", "fortran_order": False, "shape": (rows, dim)})
+    return out.getvalue()
+
+
+def _array_bytes(array: np.ndarray[Any, Any]) -> bytes:
+    out = io.BytesIO()
+    np.lib.format.write_array(out, array, allow_pickle=False)
+    return out.getvalue()
