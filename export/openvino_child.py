@@ -6,7 +6,7 @@ import re
 import sys
 from pathlib import Path
 
-import openvino as ov
+from edgeclip.backends.ov_library import ov
 
 
 def main(source: str, xml: str, half: str) -> None:

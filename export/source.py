@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from edgeclip.export.tokenizers import find_tokenizer
+from edgeclip.export.vocabulary import find_tokenizer
 from edgeclip.manifest import ModelSpec, Preprocess, Provenance, TokenizerSpec
 from edgeclip.train.checkpoints import build, read_checkpoint
 from edgeclip.train.models.clip import Clip

@@ -37,3 +37,23 @@ def bpe_path() -> Path:
     with gzip.open(path) as file:
         file.read(1)
     return path
+
+
+@pytest.fixture(scope="session")
+def tiny_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny CLIP checkpoint in Hugging Face form, with its tokenizer."""
+    from tests import tiny
+
+    folder = tmp_path_factory.mktemp("tiny") / "tiny-clip"
+    tiny.checkpoint(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def tiny_bundle(tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Its bundle: both targets, fp32 and fp16. Tests must not write to it."""
+    from tests import tiny
+
+    output = tmp_path_factory.mktemp("bundle") / "tiny.edgeclip"
+    tiny.bundle(tiny_checkpoint, output)
+    return output

@@ -52,16 +52,13 @@ def get(name: str) -> Backend:
         TargetUnavailableError: the library is not installed, or does not import.
     """
     row = entry(name)
-    try:
-        import_module(row.library)
-    except ModuleNotFoundError as exc:
-        if exc.name != row.library:
-            raise
+    if not installed(name):
         others = [other for other in BACKENDS if installed(other)]
         raise TargetUnavailableError(
             f"backend {name}: the library {row.library!r} is not installed; available here: {', '.join(others) or 'none'}",
             hint=f"pip install 'edgeclip[{row.extra}]'",
-        ) from exc
+        )
+    try:
+        return cast("Backend", import_module(row.module))
     except ImportError as exc:
         raise TargetUnavailableError(f"backend {name}: {row.library!r} does not import: {exc}") from exc
-    return cast(Backend, import_module(row.module))

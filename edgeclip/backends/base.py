@@ -62,6 +62,9 @@ class Backend(Protocol):
     def devices(self) -> list[str]:
         """The devices that `Options.device` may name here, best first; empty where there is none."""
 
+    def computes(self, device: str) -> list[Compute]:
+        """The arithmetic that `Options.compute` may name on a device."""
+
     def open(self, artifact: Artifact, files: Files, options: Options) -> Session:
         """Load an artifact from the verified bytes of its files.
 

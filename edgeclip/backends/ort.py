@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import onnxruntime as ort
 
-from edgeclip.backends.base import Array, Embeddings, Engine, Files, Options, engine_errors
+from edgeclip.backends.base import Array, Compute, Embeddings, Engine, Files, Options, engine_errors
 from edgeclip.backends.memfile import as_path
 from edgeclip.errors import TargetUnavailableError
 from edgeclip.manifest import Artifact
@@ -24,6 +24,11 @@ def devices() -> list[str]:
     """Devices that this build of ONNX Runtime has a provider for."""
     available = set(ort.get_available_providers())
     return [device for device in ("cuda", "cpu") if _PROVIDERS[device] in available]
+
+
+def computes(device: str) -> list[Compute]:
+    """See `Backend.computes`: the graph's own types, whatever the device."""
+    return ["f32"]
 
 
 def open(artifact: Artifact, files: Files, options: Options) -> OrtSession:

@@ -12,12 +12,14 @@ from functools import cache
 from typing import Any
 
 import numpy as np
-import openvino as ov
 
 from edgeclip import cache as disk
-from edgeclip.backends.base import Array, Embeddings, Engine, Files, Options, engine_errors
+from edgeclip.backends.base import Array, Compute, Embeddings, Engine, Files, Options, engine_errors
+from edgeclip.backends.ov_library import ov
 from edgeclip.errors import TargetUnavailableError
 from edgeclip.manifest import Artifact
+
+_CAPABILITIES: dict[Compute, str] = {"f32": "FP32", "bf16": "BF16", "f16": "FP16"}
 
 
 @cache
@@ -31,20 +33,28 @@ def devices() -> list[str]:
     return sorted(found, key=lambda device: device == "cpu")
 
 
+def computes(device: str) -> list[Compute]:
+    """See `Backend.computes`."""
+    able = _core().get_property(device.upper(), "OPTIMIZATION_CAPABILITIES")
+    return [name for name, capability in _CAPABILITIES.items() if capability in able]
+
+
 def open(artifact: Artifact, files: Files, options: Options) -> OvSession:
     """See `Backend.open`."""
     if options.device not in devices():
         raise TargetUnavailableError(f"openvino has no device {options.device!r} here; it has: {', '.join(devices())}")
     with engine_errors(artifact, "load"):
-        compiled = _compile(artifact, files, options)
-    return OvSession(compiled, artifact, options)
+        weights = _weights(artifact, files)
+        compiled = _compile(artifact, files, weights, options)
+    return OvSession(compiled, weights, artifact, options)
 
 
 class OvSession:
     """One compiled IR, and the infer requests that are free."""
 
-    def __init__(self, compiled: Any, artifact: Artifact, options: Options) -> None:
+    def __init__(self, compiled: Any, weights: bytearray, artifact: Artifact, options: Options) -> None:
         self._compiled = compiled
+        self._weights = weights  # the engine's constants point into it; it must live as long as the engine
         self._artifact = artifact
         self._free: list[Any] = []
         used = _compute_of(compiled)
@@ -72,28 +82,31 @@ class OvSession:
         self._compiled = None
 
 
-def _compile(artifact: Artifact, files: Files, options: Options) -> Any:
+def _weights(artifact: Artifact, files: Files) -> bytearray:
+    data = files.pop(artifact.file.removesuffix(".xml") + ".bin")
+    return data if isinstance(data, bytearray) else bytearray(data)
+
+
+def _compile(artifact: Artifact, files: Files, weights: bytearray, options: Options) -> Any:
     """Compile, or take the compiled form from the cache where compiling is the slower of the two.
 
-    On CPU compiling ViT-B/32 takes 0.25 s and importing its compiled form as long, so that only accelerators use the cache.
+    On CPU compiling ViT-B/32 takes 0.25 s and importing its compiled form longer, so that only accelerators use the cache.
     """
+    xml = bytes(files.pop(artifact.file))
     if options.device == "cpu":
-        return _core().compile_model(_read(artifact, files), "CPU", _properties(options))
-    name = f"openvino/{_fingerprint(artifact, files, options)}.blob"
+        return _core().compile_model(_read(xml, weights), "CPU", _properties(options))
+    name = f"openvino/{_fingerprint(xml, weights, options)}.blob"
     blob = disk.read(name)
     if blob is not None:
         return _core().import_model(blob, options.device.upper(), _properties(options))
-    compiled = _core().compile_model(_read(artifact, files), options.device.upper(), _properties(options))
+    compiled = _core().compile_model(_read(xml, weights), options.device.upper(), _properties(options))
     disk.write(name, compiled.export_model().getvalue())
     return compiled
 
 
-def _read(artifact: Artifact, files: Files) -> Any:
-    """The model over the verified bytes. Its constants point into the weights' buffer, which is not copied."""
-    weights = files.pop(artifact.file.removesuffix(".xml") + ".bin")
-    writable = weights if isinstance(weights, bytearray) else bytearray(weights)
-    tensor = ov.Tensor(np.frombuffer(writable, np.uint8), shared_memory=True)
-    return _core().read_model(bytes(files.pop(artifact.file)).decode("utf-8"), tensor)
+def _read(xml: bytes, weights: bytearray) -> Any:
+    """The model over the verified bytes. Its constants point into `weights`, which are not copied."""
+    return _core().read_model(xml.decode("utf-8"), ov.Tensor(np.frombuffer(weights, np.uint8), shared_memory=True))
 
 
 def _properties(options: Options) -> dict[str, Any]:
@@ -101,10 +114,11 @@ def _properties(options: Options) -> dict[str, Any]:
     return common | ({"INFERENCE_NUM_THREADS": options.threads} if options.device == "cpu" else {})
 
 
-def _fingerprint(artifact: Artifact, files: Files, options: Options) -> str:
+def _fingerprint(xml: bytes, weights: bytearray, options: Options) -> str:
     device = _core().get_property(options.device.upper(), "FULL_DEVICE_NAME")
-    digests = [disk.content_digest(files[name]) for name in artifact.files]
-    return disk.fingerprint(*digests, _version(), device, options.compute)
+    return disk.fingerprint(
+        disk.content_digest(xml), disk.content_digest(weights), _version(), device, options.device, options.compute
+    )
 
 
 def _compute_of(compiled: Any) -> str:

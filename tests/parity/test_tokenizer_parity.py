@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 
 from edgeclip.errors import BundleFormatError
-from edgeclip.export.tokenizers import find_tokenizer, from_merges
+from edgeclip.export.vocabulary import find_tokenizer, from_merges
 from edgeclip.manifest import TokenizerSpec
 from edgeclip.tokenizer import Tokenizer
 

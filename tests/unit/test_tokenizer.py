@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 
 from edgeclip.errors import BundleFormatError, ResourceError, TextInputError, UsageError
-from edgeclip.export.tokenizers import find_tokenizer, from_merges, from_vocab_merges
+from edgeclip.export.vocabulary import find_tokenizer, from_merges, from_vocab_merges
 from edgeclip.manifest import TokenizerSpec
 from edgeclip.tokenizer import MAX_TEXT_BYTES, Tokenizer, lengths, library_errors, trim
 
