@@ -9,9 +9,8 @@ handed out, and nothing is handed out that was not hashed.
 from __future__ import annotations
 
 import hashlib
-import io
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -19,7 +18,7 @@ from typing import BinaryIO, Protocol
 
 import msgspec
 
-from edgeclip import archive, graphcheck, manifest, paths, publish
+from edgeclip import graphcheck, manifest, paths, pieces, publish
 from edgeclip.archive import Archive
 from edgeclip.errors import (
     BundleError,
@@ -33,7 +32,7 @@ from edgeclip.errors import (
 from edgeclip.folder import Folder
 from edgeclip.manifest import Artifact, FileEntry, Manifest
 
-MANIFEST = "manifest.json"
+MANIFEST = manifest.NAME
 _LFS_START = b"version https://git-lfs.github.com/spec/"
 _LFS_HINT = "a Git LFS pointer: run git lfs pull"
 
@@ -157,12 +156,12 @@ class Bundle:
         """
         contents = {entry.path: self.pieces(entry) for entry in self.manifest.files}
         with publish.staged_directory(Path(directory), replace=False, needed=_total(self.manifest)) as temp:
-            _write_tree(temp, self._manifest_bytes, contents)
+            pieces.write_tree(temp, self._manifest_bytes, contents)
 
     def pieces(self, entry: FileEntry) -> Iterator[bytes]:
         """A file in pieces, of which none is verified before the last; then come the errors of `read`."""
         with _reading(self.path), self._source.open(entry.path) as file:
-            yield from _verified(file, entry, lambda *found: self._check(entry, *found))
+            yield from pieces.verified(file, entry, lambda *found: self._check(entry, *found))
 
     def _entry(self, name: str) -> FileEntry:
         for entry in self.manifest.files:
@@ -214,9 +213,9 @@ def write_bundle(path: str | Path, manifest: Manifest, files: Mapping[str, bytes
         UsageError: a file cannot be read.
         And as `publish.staged_file`.
     """
-    entries = tuple(_describe(name, files[name]) for name in sorted(files))
-    pieces = {entry.path: _copied(files[entry.path], entry) for entry in entries}
-    return _write(Path(path), msgspec.structs.replace(manifest, files=entries), pieces, replace=replace)
+    entries = tuple(pieces.describe(name, files[name]) for name in sorted(files))
+    contents = {entry.path: pieces.copied(files[entry.path], entry) for entry in entries}
+    return _write(Path(path), msgspec.structs.replace(manifest, files=entries), contents, replace=replace)
 
 
 def add_artifact(bundle: Bundle, artifact: Artifact, files: Mapping[str, bytes], *, replace: bool = False) -> Bundle:
@@ -238,16 +237,16 @@ def add_artifact(bundle: Bundle, artifact: Artifact, files: Mapping[str, bytes],
         kept, entries = _without(bundle, artifact, replace=replace)
         if taken := {entry.path for entry in entries} & set(files):
             raise ExportExistsError(f"{bundle.path}: {_listing(taken)} belongs to something else in the bundle")
-        pieces = {entry.path: bundle.pieces(entry) for entry in entries}
+        contents: dict[str, Iterable[bytes]] = {entry.path: bundle.pieces(entry) for entry in entries}
         for name, content in files.items():
-            entries.append(_describe(name, content))
-            pieces[name] = _copied(content, entries[-1])
+            entries.append(pieces.describe(name, content))
+            contents[name] = pieces.copied(content, entries[-1])
         changed = msgspec.structs.replace(
             bundle.manifest,
             artifacts=tuple(sorted([*kept, artifact], key=_key)),
             files=tuple(sorted(entries, key=lambda entry: entry.path)),
         )
-        return _write(bundle.path, changed, pieces, replace=True)
+        return _write(bundle.path, changed, contents, replace=True)
 
 
 def _without(bundle: Bundle, artifact: Artifact, *, replace: bool) -> tuple[list[Artifact], list[FileEntry]]:
@@ -265,75 +264,18 @@ def _key(artifact: Artifact) -> tuple[str, str, str]:
     return artifact.tower, artifact.target, artifact.precision
 
 
-def _write(path: Path, content: Manifest, pieces: Mapping[str, Iterable[bytes]], *, replace: bool) -> Bundle:
+def _write(path: Path, content: Manifest, contents: Mapping[str, Iterable[bytes]], *, replace: bool) -> Bundle:
     data = manifest.encode(content)
     manifest.decode(data)  # What could not be opened must not be written.
     needed = _total(content) + len(data)
     with publish.lock(path):
         if path.is_dir():
             with publish.staged_directory(path, replace=replace, needed=needed) as temp:
-                _write_tree(temp, data, pieces)
+                pieces.write_tree(temp, data, contents)
         else:
             with publish.staged_file(path, replace=replace, needed=needed) as file:
-                _write_archive(file, data, content, pieces)
+                pieces.write_archive(file, data, content, contents)
         return Bundle.open(path)
-
-
-def _write_archive(file: BinaryIO, data: bytes, content: Manifest, pieces: Mapping[str, Iterable[bytes]]) -> None:
-    writer = archive.Writer(file)
-    writer.add(MANIFEST, len(data), [data])
-    for entry in content.files:
-        writer.add(entry.path, entry.size, pieces[entry.path])
-        publish.fault_point(f"entry {entry.path}")
-    writer.finish()
-
-
-def _write_tree(root: Path, data: bytes, pieces: Mapping[str, Iterable[bytes]]) -> None:
-    """The manifest is written last: a tree that lacks it is known to be incomplete, however it was copied."""
-    for name, chunks in {**pieces, MANIFEST: [data]}.items():
-        (root / name).parent.mkdir(parents=True, exist_ok=True)
-        with (root / name).open("xb") as file:
-            file.writelines(chunks)
-        publish.fault_point(f"entry {name}")
-
-
-def _copied(content: bytes | Path, entry: FileEntry) -> Iterator[bytes]:
-    def check(size: int, digest: str, _: bytes) -> None:
-        if (size, digest) != (entry.size, entry.sha256):
-            raise BundleIntegrityError(f"{entry.path}: changed while it was being written", hint="run again")
-
-    with _open_content(content) as file:
-        yield from _verified(file, entry, check)
-
-
-def _verified(file: BinaryIO, entry: FileEntry, check: Callable[[int, str, bytes], None]) -> Iterator[bytes]:
-    """Pieces of a file up to its size; `check` gets the size, digest and first piece at the end."""
-    digest = hashlib.sha256()
-    size = 0
-    head = b""
-    while size < entry.size and (piece := file.read(min(archive.CHUNK, entry.size - size))):
-        head = head or piece
-        size += len(piece)
-        digest.update(piece)
-        yield piece
-    check(size, digest.hexdigest(), head)
-
-
-def _describe(name: str, content: bytes | Path) -> FileEntry:
-    digest = hashlib.sha256()
-    size = 0
-    try:
-        with _open_content(content) as file:
-            while piece := file.read(archive.CHUNK):
-                size += len(piece)
-                digest.update(piece)
-    except OSError as exc:
-        raise UsageError(f"{content!s}: cannot be read for {name}: {exc.strerror or exc}") from exc
-    return FileEntry(path=name, size=size, sha256=digest.hexdigest())
-
-
-def _open_content(content: bytes | Path) -> BinaryIO:
-    return paths.open_regular(content, follow=True) if isinstance(content, Path) else io.BytesIO(content)
 
 
 def _total(content: Manifest) -> int:

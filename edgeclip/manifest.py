@@ -16,6 +16,7 @@ from msgspec import Meta
 from edgeclip import paths
 from edgeclip.errors import BundleFormatError, BundleVersionError
 
+NAME = "manifest.json"
 FORMAT_VERSION = 1
 MAX_BYTES = 1 << 20
 MAX_DEPTH = 32
@@ -179,7 +180,7 @@ def decode(data: bytes) -> Manifest:
         BundleVersionError: written by a newer edgeclip.
         BundlePathError: a path could leave the bundle, or collides with another.
     """
-    parse_json(data, "manifest.json")
+    parse_json(data, NAME)
     _check_version(data)
     try:
         manifest = msgspec.json.decode(data, type=Manifest)
@@ -302,7 +303,7 @@ def _check_paths(manifest: Manifest) -> None:
     listed = [entry.path for entry in manifest.files]
     if len(set(listed)) != len(listed):
         raise BundleFormatError("manifest.json: a path is listed twice - at `$.files`")
-    paths.check_set(["manifest.json", *listed])
+    paths.check_set([NAME, *listed])
 
 
 def _check_references(manifest: Manifest) -> None:

@@ -1,4 +1,4 @@
-"""Child of test_publish: forks writers that overwrite one bundle, kills each, and checks what stands afterwards.
+"""Child of test_publish_faults: forks writers that overwrite one bundle, kills each, and checks what stands afterwards.
 
 Usage: killer.py OUTPUT COUNT FAULTS, where FAULTS is `random` or `points`. Prints what it saw as JSON.
 """
