@@ -13,7 +13,7 @@ from types import FrameType
 from typing import NoReturn, TextIO, cast
 
 from edgeclip.cli.failures import BROKEN_PIPE, Failure, describe
-from edgeclip.cli.group import group
+from edgeclip.cli.group import root
 from edgeclip.cli.output import Output
 
 __all__ = ["main"]
@@ -32,7 +32,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _run(arguments: list[str], output: Output) -> Failure | None:
     try:
-        code = group.main(arguments, prog_name="edgeclip", standalone_mode=False, obj=output)
+        code = root.main(arguments, prog_name="edgeclip", standalone_mode=False, obj=output)
     except SystemExit:
         raise
     except BaseException as exc:

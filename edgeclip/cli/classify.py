@@ -89,7 +89,7 @@ def choose_labels(named: str | None, file: str | None) -> list[str]:
         UsageError: neither, both, or no label in it.
     """
     if (named is None) == (file is None):
-        raise UsageError("give either --labels or --labels-file")
+        raise UsageError("give either --labels or --labels-file", hint="--labels cat,dog")
     given = named.split(",") if named is not None else sources.lines(file or "")
     labels = [label.strip() for label in given if label.strip()]
     if not labels:

@@ -59,12 +59,16 @@ def command(
     INPUTS are image files, folders (searched recursively), or - for paths on standard input. Without -o the result is
     JSON lines on standard output. An output file appears when it is complete.
     """
+    from edgeclip.cli import writers
+
     if path is not None:
-        _check_path(path)
+        writers.check_path(path)
     paths = sources.images(inputs, missing_ok=on_error == "skip")
     wanted = [*texts, *(sources.lines(text_file) if text_file is not None else [])]
     if not paths and not wanted:
         raise UsageError("nothing to embed", hint="name images or folders, or use --text or --texts")
+    if path is not None:
+        writers.check_sources(path, [*paths, *wanted])
     skipped: list[Skipped] = []
     started = time.perf_counter()
     with engine.load(bundle, _tower(paths, wanted)) as model:
@@ -82,12 +86,6 @@ def command(
                 raise InputError(f"none of {len(paths)} images can be read: {skipped[0].reason}")
     count = len(paths) + len(wanted) - len(skipped)
     _conclude(output, path, count, skipped, time.perf_counter() - started)
-
-
-def _check_path(path: Path) -> None:
-    from edgeclip.cli.writers import check_path
-
-    check_path(path)
 
 
 def _tower(paths: Sequence[str], texts: Sequence[str]) -> Tower | None:

@@ -146,11 +146,13 @@ def show(output: Output, outcomes: Sequence[Outcome]) -> None:
             output.status(outcome.status),
             megabytes(outcome.size_bytes) if outcome.artifact else "",
             *measured(outcome.agreement),
-            ", ".join(outcome.failures) or allowed(bounds_for(outcome.job.precision)),
+            ", ".join(outcome.failures),
         ]
         for outcome in outcomes
     ]
-    output.table("Export", ("artifact", "status", "MB", *COLUMNS, "bounds or reason"), rows)
+    output.table("Export", ("artifact", "status", "MB", *COLUMNS, "reason"), rows)
+    for precision in dict.fromkeys(outcome.job.precision for outcome in outcomes):
+        output.line(allowed(precision, bounds_for(precision)))
 
 
 def _described(outcome: Outcome) -> dict[str, Any]:

@@ -98,7 +98,7 @@ def _refuse(ctx: click.Context, name: str) -> NoReturn:
 )
 @click.version_option(__version__, prog_name="edgeclip")
 @click.pass_context
-def group(ctx: click.Context) -> None:
+def root(ctx: click.Context) -> None:
     """CLIP on edge devices: the same call, the same embedding, on every engine.
 
     Exit codes: 0 done, 1 a measured value is outside its bound, 2 wrong usage, 3 bad bundle, 4 bad input, 5 engine or

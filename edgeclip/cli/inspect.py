@@ -81,7 +81,7 @@ def show_bundle(output: Output, bundle: Bundle, checked: int) -> None:
     output.facts("Bundle", _bundle_facts(bundle, size, checked))
     output.facts("Model", _model_facts(manifest))
     sizes = {entry.path: entry.size for entry in manifest.files}
-    columns = ("artifact", "MB", "opset", "gate", "cosine min", "top-1", "measured on", "made with")
+    columns = ("artifact", "MB", "opset", "gate", "cos min", "top-1", "measured on")
     output.table("Artifacts", columns, [_artifact_row(output, artifact, sizes) for artifact in manifest.artifacts])
 
 
@@ -132,6 +132,7 @@ def _bundle_facts(bundle: Bundle, size: int, checked: int) -> dict[str, str]:
         "digest": bundle.digest,
         "files": f"all {checked} hashed and intact" if checked else "not hashed: --check does",
         "made by": f"{manifest.created_by}, format {manifest.format_version}",
+        "with": _tools(manifest),
         "source": f"{origin.source or 'not said'} ({origin.source_format}, sha256 {origin.source_sha256[:16]}...)",
         "licence": origin.licence or "not said",
     }
@@ -158,6 +159,12 @@ def _model_facts(manifest: Manifest) -> dict[str, str]:
     return facts
 
 
+def _tools(manifest: Manifest) -> str:
+    """Every library, in every version, that made an artifact."""
+    pairs = (pair for artifact in manifest.artifacts for pair in artifact.tools.items())
+    return ", ".join(dict.fromkeys(f"{tool} {version}" for tool, version in pairs))
+
+
 def _numbers(values: tuple[float, ...]) -> str:
     return " ".join(f"{value:.4g}" for value in values)
 
@@ -169,8 +176,7 @@ def _artifact_row(output: Output, artifact: Artifact, sizes: dict[str, int]) -> 
         megabytes(sum(sizes[name] for name in artifact.files)),
         str(artifact.opset or ""),
         output.status("ok" if parity.passed else "below gate"),
-        f"{parity.cosine_min:.6f}",
+        f"{parity.cosine_min:.7f}",
         f"{parity.top1_agreement:.3f}",
         parity.backend,
-        ", ".join(f"{name} {version}" for name, version in artifact.tools.items()),
     ]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from edgeclip.parity import Agreement, Bounds
 
-COLUMNS = ("cosine mean", "cosine min", "max abs", "top-1")
+COLUMNS = ("cos mean", "cos min", "max abs", "top-1")
 
 
 def measured(agreement: Agreement | None) -> list[str]:
@@ -12,17 +12,17 @@ def measured(agreement: Agreement | None) -> list[str]:
     if agreement is None:
         return [""] * len(COLUMNS)
     return [
-        f"{agreement.cosine_mean:.6f}",
-        f"{agreement.cosine_min:.6f}",
-        f"{agreement.max_abs:.6f}",
+        f"{agreement.cosine_mean:.7f}",
+        f"{agreement.cosine_min:.7f}",
+        f"{agreement.max_abs:.1e}",
         f"{agreement.top1_agreement:.3f}",
     ]
 
 
-def allowed(bounds: Bounds) -> str:
+def allowed(name: str, bounds: Bounds) -> str:
     """The bounds, in the order of `COLUMNS`."""
     return (
-        f"mean >= {bounds.cosine_mean:g}, min >= {bounds.cosine_min:g}, "
+        f"bounds of {name}: mean >= {bounds.cosine_mean:g}, min >= {bounds.cosine_min:g}, "
         f"abs <= {bounds.max_abs:g}, top-1 >= {bounds.top1_agreement:g}"
     )
 

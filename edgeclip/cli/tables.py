@@ -11,12 +11,18 @@ GAP = 2
 
 
 def write(stream: TextIO, title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
-    """Write a table. On a terminal that is too narrow for it, each row becomes a block of lines."""
-    cells = [[clean(cell) for cell in row] for row in rows]
+    """Write a table, without columns that have nothing in them.
+
+    On a terminal that is too narrow for it, each row becomes a block of lines.
+    """
+    kept = [i for i in range(len(columns)) if any(row[i] for row in rows)]
+    columns = [columns[i] for i in kept]
+    cells = [[clean(row[i]) for i in kept] for row in rows]
     if stream.isatty():
         _write_rich(stream, clean(title), columns, cells)
     else:
         stream.write(plain(clean(title), columns, cells))
+    stream.flush()
 
 
 def clean(text: str) -> str:
@@ -48,7 +54,15 @@ def records(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -
 def numeric(cells: Sequence[str]) -> bool:
     """Whether a column holds numbers, which are aligned to the right."""
     filled = [cell for cell in cells if cell]
-    return bool(filled) and all(cell.lstrip("-").replace(".", "", 1).isdigit() for cell in filled)
+    return bool(filled) and all(_is_number(cell) for cell in filled)
+
+
+def _is_number(cell: str) -> bool:
+    try:
+        float(cell)
+    except ValueError:
+        return False
+    return True
 
 
 def _write_rich(stream: TextIO, title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:

@@ -20,7 +20,8 @@ from edgeclip.errors import BundleError, EdgeClipError, TargetError, TargetUnava
 from edgeclip.manifest import Manifest, Tower
 
 if TYPE_CHECKING:
-    from edgeclip.verify import Check, Verification
+    from edgeclip.parity import Bounds
+    from edgeclip.verify import Verification
 
 
 @dataclass(frozen=True)
@@ -113,7 +114,9 @@ def show(output: Output, runs: Sequence[Run]) -> None:
     output.document["runs"] = [_described(run) for run in runs]
     output.document["passed"] = all(run.verification is not None and run.verification.passed for run in runs)
     rows = [row for run in runs for row in _rows(output, run)]
-    output.table("Verification", ("backend", "check", "status", *COLUMNS, "bounds or reason"), rows)
+    output.table("Verification", ("backend", "check", "status", *COLUMNS, "reason"), rows)
+    for name, bounds in _bounds(runs).items():
+        output.line(allowed(name, bounds))
 
 
 def raise_if_failed(runs: Sequence[Run]) -> None:
@@ -150,14 +153,21 @@ def _rows(output: Output, run: Run) -> Iterator[list[str]]:
     if run.verification is None:
         yield [str(run.plan), "load", output.status("failed"), *measured(None), run.error.message if run.error else ""]
         return
-    who = f"{run.verification.backend} {run.plan.engine.precision} {run.verification.compute}"
+    who = f"{run.verification.backend} {_arithmetic(run)}"
     for check in run.verification.checks:
         status = output.status("failed" if check.failures else "ok")
-        yield [who, check.name, status, *measured(check.agreement), _reason(check)]
+        yield [who, check.name, status, *measured(check.agreement), ", ".join(check.failures)]
 
 
-def _reason(check: Check) -> str:
-    return ", ".join(check.failures) or (allowed(check.bounds) if check.bounds else check.artifact)
+def _arithmetic(run: Run) -> str:
+    """The artifact's precision, and the engine's arithmetic where it is not that of the graph."""
+    precision, compute = run.plan.engine.precision or "", run.plan.engine.compute
+    return precision if compute == "f32" else f"{precision} in {compute}"
+
+
+def _bounds(runs: Sequence[Run]) -> dict[str, Bounds]:
+    checks = [(_arithmetic(run), check) for run in runs if run.verification for check in run.verification.checks]
+    return {name: check.bounds for name, check in checks if check.bounds is not None}
 
 
 def _described(run: Run) -> dict[str, Any]:

@@ -10,7 +10,7 @@ import io
 import json
 import os
 import zipfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,6 +22,8 @@ from edgeclip.backends.base import Embeddings
 from edgeclip.cli.options import need
 from edgeclip.cli.output import to_json
 from edgeclip.errors import ResourceError, UsageError
+
+MAX_SOURCES_BYTES = 1 << 30
 
 
 @dataclass(frozen=True)
@@ -58,9 +60,20 @@ def check_path(path: Path) -> None:
     if path.is_dir():
         raise UsageError(f"{path}: is a directory", hint="name a file")
     if not path.absolute().parent.is_dir():
-        raise UsageError(f"{path}: the directory {path.parent} does not exist")
+        raise UsageError(f"{path}: the directory {path.parent} does not exist", hint="make it first")
     if path.suffix.lower() == ".parquet":
         need("pyarrow", extra="parquet", what="writing Parquet")
+
+
+def check_sources(path: Path, sources: Sequence[str]) -> None:
+    """Whether the format can hold the sources. In `.npz` each takes the room of the longest.
+
+    Raises:
+        UsageError: they would need more than 1 GiB.
+    """
+    needed = 4 * len(sources) * max(map(len, sources), default=0)
+    if path.suffix.lower() == ".npz" and needed > MAX_SOURCES_BYTES:
+        raise UsageError(f"{path}: the sources would take {needed} bytes in .npz", hint="use .parquet or .jsonl")
 
 
 @contextmanager
@@ -71,16 +84,24 @@ def staged(path: Path) -> Iterator[Path]:
         ResourceError: the disk is full.
         UsageError: it cannot be written.
     """
-    temp = path.with_name(f".{path.name}.{os.getpid()}-{os.urandom(4).hex()}.tmp")
     try:
-        yield temp
-        with temp.open("rb+") as file:
-            os.fsync(file.fileno())
-        temp.replace(path)
+        with _scratch(path) as temp:
+            yield temp
+            with temp.open("rb+") as file:
+                os.fsync(file.fileno())
+            temp.replace(path)
     except OSError as exc:
         if exc.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
             raise ResourceError(f"{path}: the disk is full", hint="free some space and run again") from exc
         raise UsageError(f"{path}: cannot be written: {exc.strerror or exc}") from exc
+
+
+@contextmanager
+def _scratch(path: Path) -> Iterator[Path]:
+    """A name beside `path` that no other process uses; what has it at the end is removed."""
+    temp = path.with_name(f".{path.name}.{os.getpid()}-{os.urandom(4).hex()}.tmp")
+    try:
+        yield temp
     finally:
         temp.unlink(missing_ok=True)
 
@@ -127,14 +148,13 @@ def _npz(path: Path, provenance: Provenance, dim: int) -> Iterator[Write]:
     """`embeddings` [N, D] float32, `sources`, `kinds` and `provenance` (JSON) as strings."""
     sources: list[str] = []
     kinds: list[str] = []
-    with staged(path) as temp, staged(path.with_name(f"{path.name}.matrix")) as matrix:
+    with staged(path) as temp, _scratch(path) as matrix:
         with _matrix(matrix, dim, sources, kinds) as write:
             yield write
         with zipfile.ZipFile(temp, "w", zipfile.ZIP_STORED) as archive:
             archive.write(matrix, "embeddings.npy")
             for name, value in (("sources", sources), ("kinds", kinds), ("provenance", json.dumps(provenance))):
                 archive.writestr(f"{name}.npy", _array_bytes(np.array(value, dtype=np.str_)))
-        matrix.unlink()
 
 
 @contextmanager
