@@ -33,6 +33,7 @@ from edgeclip.folder import Folder
 from edgeclip.manifest import Artifact, FileEntry, Manifest
 
 MANIFEST = manifest.NAME
+_PIECE = 1 << 20
 _LFS_START = b"version https://git-lfs.github.com/spec/"
 _LFS_HINT = "a Git LFS pointer: run git lfs pull"
 
@@ -112,21 +113,19 @@ class Bundle:
             UsageError: the manifest lists no such file.
             ResourceError: it does not fit in memory.
         """
-        entry = self._entry(name)
-        with _reading(self.path), self._source.open(name) as file:
-            data = file.read(entry.size)
-        self._check(entry, len(data), hashlib.sha256(data).hexdigest(), data)
-        return data
+        return bytes(self._load(self._entry(name)))
 
-    def files(self, artifact: Artifact) -> dict[str, bytes]:
+    def files(self, artifact: Artifact) -> dict[str, bytearray]:
         """The verified contents of an artifact's files, by path, safe to hand to an engine.
+
+        Each is a buffer of its own, which an engine may keep without copying it.
 
         Raises:
             BundleFormatError, BundlePathError: a graph contains what it may not.
             TargetLoadError: a file is a prebuilt engine.
             And as `read`.
         """
-        contents = {name: self.read(name) for name in artifact.files}
+        contents = {name: self._load(self._entry(name)) for name in artifact.files}
         graphcheck.check_graph(artifact, contents)
         return contents
 
@@ -162,6 +161,17 @@ class Bundle:
         """A file in pieces, of which none is verified before the last; then come the errors of `read`."""
         with _reading(self.path), self._source.open(entry.path) as file:
             yield from pieces.verified(file, entry, lambda *found: self._check(entry, *found))
+
+    def _load(self, entry: FileEntry) -> bytearray:
+        """A file, hashed piece by piece while each is still in the processor's cache."""
+        with _reading(self.path), self._source.open(entry.path) as file:
+            data = bytearray(entry.size)
+            view, digest, size = memoryview(data), hashlib.sha256(), 0
+            while size < entry.size and (n := file.readinto(view[size : size + _PIECE])):  # type: ignore[attr-defined]
+                digest.update(view[size : size + n])
+                size += n
+        self._check(entry, size, digest.hexdigest(), bytes(view[: len(_LFS_START)]))
+        return data
 
     def _entry(self, name: str) -> FileEntry:
         for entry in self.manifest.files:

@@ -33,18 +33,23 @@ def directory() -> Path | None:
     """
     path = _location()
     if path is None:
-        return _unusable("no home directory", "set EDGECLIP_CACHE")
+        _warn("no home directory", "set EDGECLIP_CACHE")
+        return None
     try:
         path.mkdir(mode=0o700, parents=True, exist_ok=True)
         info = path.stat()
     except OSError as exc:
-        return _unusable(f"{path}: {exc.strerror}", "set EDGECLIP_CACHE to a directory that can be written")
+        _warn(f"{path}: {exc.strerror}", "set EDGECLIP_CACHE to a directory that can be written")
+        return None
     if hasattr(os, "getuid") and info.st_uid != os.getuid():
-        return _unusable(f"{path} belongs to another user", "set EDGECLIP_CACHE")
+        _warn(f"{path} belongs to another user", "set EDGECLIP_CACHE")
+        return None
     if os.name == "posix" and info.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
-        return _unusable(f"{path} can be written by other users", f"chmod go-w {path}")
+        _warn(f"{path} can be written by other users", f"chmod go-w {path}")
+        return None
     if not os.access(path, os.W_OK | os.X_OK):
-        return _unusable(f"{path} cannot be written", "set EDGECLIP_CACHE")
+        _warn(f"{path} cannot be written", "set EDGECLIP_CACHE")
+        return None
     return path
 
 
@@ -84,7 +89,7 @@ def write(name: str, payload: bytes) -> None:
             Path(temp).unlink(missing_ok=True)
             raise
     except OSError as exc:
-        _unusable(f"{target}: {exc.strerror}", "free space or set EDGECLIP_CACHE")
+        _warn(f"{target}: {exc.strerror}", "free space or set EDGECLIP_CACHE")
 
 
 def _location() -> Path | None:
@@ -102,5 +107,5 @@ def _location() -> Path | None:
     return Path(os.environ.get("XDG_CACHE_HOME") or home / ".cache") / "edgeclip"
 
 
-def _unusable(what: str, hint: str) -> None:
+def _warn(what: str, hint: str) -> None:
     warnings.warn(f"working without a cache: {what} ({hint})", CacheWarning, stacklevel=3)

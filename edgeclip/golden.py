@@ -39,17 +39,16 @@ class Golden:
 
     def to_bytes(self) -> bytes:
         """As a safetensors file; the same vectors give the same bytes."""
-        return save(
-            {
-                "pixels": self.pixels,
-                "image_embeddings": self.image_embeddings,
-                "texts": np.frombuffer(json.dumps(self.texts).encode(), np.uint8),
-                "ids": self.ids,
-                "text_embeddings": self.text_embeddings,
-                "picture": np.frombuffer(self.picture, np.uint8),
-                "picture_pixels": self.picture_pixels,
-            }
-        )
+        tensors = {
+            "pixels": self.pixels,
+            "image_embeddings": self.image_embeddings,
+            "texts": np.frombuffer(json.dumps(self.texts).encode(), np.uint8),
+            "ids": self.ids,
+            "text_embeddings": self.text_embeddings,
+            "picture": np.frombuffer(self.picture, np.uint8),
+            "picture_pixels": self.picture_pixels,
+        }
+        return bytes(save(tensors))
 
     @classmethod
     def from_bytes(cls, data: bytes | bytearray) -> Golden:

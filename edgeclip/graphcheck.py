@@ -21,7 +21,7 @@ _ENGINE_SUFFIXES = (".engine", ".plan", ".trt")
 _GRAPH_SUFFIXES = {"onnx": ".onnx", "tensorrt": ".onnx", "openvino": ".xml"}
 _PACKAGE = re.compile(r"(.*?\.mlpackage)/")
 
-Files = Mapping[str, bytes]
+Files = Mapping[str, bytes | bytearray]
 
 
 def check_graph(artifact: Artifact, files: Files) -> None:
@@ -57,11 +57,12 @@ def _check_onnx(name: str, files: Files) -> None:
 
 def _check_openvino(name: str, files: Files) -> None:
     """An IR: XML without a DTD, and every constant inside the weights."""
-    _require_plain_xml(name, files[name])
+    xml = bytes(files[name])
+    _require_plain_xml(name, xml)
     weights = name.removesuffix(".xml") + ".bin"
     size = len(files[weights]) if weights in files else 0
     try:
-        for layer, attributes in _layers(files[name]):
+        for layer, attributes in _layers(xml):
             _check_layer(layer, attributes, size)
     except ElementTree.ParseError as exc:
         raise BundleFormatError(f"{name}: not XML: {exc}") from exc
@@ -122,7 +123,7 @@ def _check_coreml(name: str, files: Files) -> None:
     listing = f"{package}/Manifest.json"
     if listing not in files:
         raise BundleFormatError(f"{package}: the package has no Manifest.json")
-    document = manifest.parse_json(files[listing], listing)
+    document = manifest.parse_json(bytes(files[listing]), listing)
     items = document.get("itemInfoEntries") if isinstance(document, dict) else None
     if not isinstance(items, dict) or not items:
         raise BundleFormatError(f"{listing}: lists no items")

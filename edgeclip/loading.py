@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -107,10 +106,10 @@ def open_model(request: Request) -> Model:
 
 
 def _verified(bundle: Bundle, selection: Selection) -> dict[Tower, Files]:
-    """All bytes that the engine will see, each checked against its sha256. Hashing leaves Python's lock: one thread a tower."""
+    """All bytes that the engine will see, checked against their sha256; a thread a tower, for hashing frees the GIL."""
     with ThreadPoolExecutor(max_workers=2) as pool:
         jobs = {tower: pool.submit(bundle.files, artifact) for tower, artifact in selection.artifacts.items()}
-        return {tower: job.result() for tower, job in jobs.items()}
+        return {tower: dict(job.result()) for tower, job in jobs.items()}
 
 
 def _tokenizer(bundle: Bundle, selection: Selection) -> Tokenizer | None:
@@ -120,9 +119,7 @@ def _tokenizer(bundle: Bundle, selection: Selection) -> Tokenizer | None:
 
 def _sessions(selection: Selection, files: dict[Tower, Files], options: Options) -> dict[Tower, Session]:
     engine = backends.get(selection.backend)
-    return {
-        tower: engine.open(artifact, files.pop(tower), options) for tower, artifact in selection.artifacts.items()
-    }
+    return {tower: engine.open(artifact, files.pop(tower), options) for tower, artifact in selection.artifacts.items()}
 
 
 def _info(bundle: Bundle, selection: Selection, sessions: dict[Tower, Session]) -> ModelInfo:
@@ -151,5 +148,3 @@ def _built_in() -> Path:
             "this build of edgeclip carries no built-in model", hint="give the path of a bundle: edgeclip.load(PATH)"
         )
     return BUILT_IN
-
-

@@ -49,14 +49,24 @@ class ModelInfo:
 
     @property
     def fingerprint(self) -> str:
-        """A short name for everything that decides an embedding's bits: bundle, artifacts, engine, device, arithmetic."""
+        """A short name for what decides an embedding's bits: bundle, artifact, engine, device, arithmetic."""
         return disk.fingerprint(
             self.bundle, self.backend, self.engine_version, self.device, self.precision, self.compute
         )
 
     def provenance(self) -> dict[str, Any]:
         """What must be kept beside stored embeddings, so that only like is compared with like."""
-        kept = ("name", "bundle", "backend", "engine_version", "device", "precision", "compute", "artifacts", "embed_dim")
+        kept = (
+            "name",
+            "bundle",
+            "backend",
+            "engine_version",
+            "device",
+            "precision",
+            "compute",
+            "artifacts",
+            "embed_dim",
+        )
         return {name: value for name, value in asdict(self).items() if name in kept}
 
 

@@ -29,7 +29,7 @@ _SPARSE_TENSORS = (1, 2)
 Span = tuple[int, int]
 
 
-def check(path: str, data: bytes) -> None:
+def check(path: str, data: bytes | bytearray) -> None:
     """Refuse a model that reads other files, has operators or functions of its own, or is not well-formed.
 
     Raises:
@@ -46,7 +46,7 @@ def check(path: str, data: bytes) -> None:
 
 
 class _Model:
-    def __init__(self, data: bytes) -> None:
+    def __init__(self, data: bytes | bytearray) -> None:
         self._data = data
         self._fields_left = MAX_FIELDS
 
@@ -84,11 +84,11 @@ class _Model:
             if number == _NODE_ATTRIBUTE:
                 attributes.append((start, end))
             elif number == _NODE_OP:
-                ops.add(self._data[start:end])
+                ops.add(self._text(start, end))
             elif number == _NODE_DOMAIN:
-                domains.add(self._data[start:end])
+                domains.add(self._text(start, end))
             elif number == _NODE_NAME:
-                name = self._data[start:end]
+                name = self._text(start, end)
         # A field may stand twice, and then the last one counts: all of them must be allowed.
         node = f"node {_shown(name)} ({' '.join(map(_shown, sorted(ops)))})"
         for domain in domains - {b"", b"ai.onnx"}:
@@ -120,11 +120,14 @@ class _Model:
         external = False
         for number, wire, start, end in self._fields(span):
             if number == _TENSOR_NAME and wire == _BYTES:
-                name = self._data[start:end]
+                name = self._text(start, end)
             elif number == _TENSOR_EXTERNAL or (number == _TENSOR_LOCATION and start):
                 external = True
         if external:
             raise BundlePathError(f"tensor {_shown(name)} keeps its data in another file: a graph must hold its own")
+
+    def _text(self, start: int, end: int) -> bytes:
+        return bytes(self._data[start:end])
 
     def _fields(self, span: Span) -> Iterator[tuple[int, int, int, int]]:
         """Fields of a message as (number, wire type, start, end) of the payload; a varint's value stands in `start`."""

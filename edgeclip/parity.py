@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from edgeclip.backends.base import Compute, Embeddings
+from edgeclip.backends.base import Array, Compute, Embeddings
 from edgeclip.errors import NonFiniteError
 from edgeclip.manifest import Precision
 
@@ -82,7 +82,7 @@ def measure(embeddings: Embeddings, reference: Embeddings) -> Agreement:
     )
 
 
-def _unit(rows: np.ndarray) -> np.ndarray:  # type: ignore[type-arg]
+def _unit(rows: Array) -> Array:
     return np.asarray(rows / np.maximum(np.linalg.norm(rows, axis=1, keepdims=True), 1e-12))
 
 

@@ -74,10 +74,10 @@ def as_images(images: Image | Iterable[Image]) -> Iterable[Image]:
     if isinstance(images, np.ndarray):
         return iter(images) if images.ndim == 4 else (images,)
     if isinstance(images, (str, bytes, os.PathLike)) or hasattr(images, "convert"):
-        return (cast(Image, images),)
+        return (cast("Image", images),)
     if not isinstance(images, Iterable):
         raise InputShapeError(f"images: expected an image or an iterable of images, got {type(images).__name__}")
-    return cast(Iterable[Image], images)
+    return images
 
 
 def name_of(image: Any) -> str:
@@ -105,8 +105,8 @@ def _collect(tries: list[_Try], spec: Preprocess, on_error: Literal["raise", "sk
         error = failed[0].error
         assert error is not None
         raise type(error)(f"image {failed[0].index}: {error.message}", hint=error.hint) from error
-    good = [t for t in tries if t.pixels is not None]
+    good = [(t.index, t.pixels) for t in tries if t.pixels is not None]
     pixels = np.empty((len(good), spec.size, spec.size, 3), np.uint8)
-    for row, one in zip(pixels, good, strict=True):
-        row[:] = one.pixels
-    return PixelBatch([t.index for t in good], pixels, [Skipped(t.index, t.source, str(t.error)) for t in failed])
+    for row, (_, one) in enumerate(good):
+        pixels[row] = one
+    return PixelBatch([index for index, _ in good], pixels, [Skipped(t.index, t.source, str(t.error)) for t in failed])

@@ -9,11 +9,11 @@ import torch
 from PIL import Image, ImageDraw
 
 from edgeclip.backends.base import Array, Embeddings
+from edgeclip.export.graph import tower_graph
+from edgeclip.export.source import Source
 from edgeclip.golden import Golden
 from edgeclip.manifest import Tower
 from edgeclip.preprocess import preprocess
-from edgeclip.export.graph import tower_graph
-from edgeclip.export.source import Source
 from edgeclip.tokenizer import Tokenizer
 
 N_IMAGES = 16

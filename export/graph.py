@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import cast
-
 import torch
 from torch import Tensor, nn
 
@@ -46,7 +44,7 @@ class TextGraph(nn.Module):
 def normalize(features: Tensor) -> Tensor:
     """L2-normalise the last axis in float32, which half precision could overflow in."""
     x = features.float()
-    return cast(Tensor, x / torch.sqrt((x * x).sum(dim=-1, keepdim=True)))
+    return x / torch.sqrt((x * x).sum(dim=-1, keepdim=True))
 
 
 def tower_graph(clip: Clip, tower: Tower, preprocess: Preprocess, dtype: torch.dtype = torch.float32) -> nn.Module:

@@ -251,9 +251,7 @@ def _measured(job: Job, source: Source, golden: Golden, made: dict[str, bytes], 
 def _artifact(job: Job, source: Source, names: list[str], opset: int) -> Artifact:
     size = source.preprocess.size
     shape: tuple[str | int, ...] = ("batch", size, size, 3) if job.tower == "image" else ("batch", "context")
-    unmeasured = Parity(
-        n=1, cosine_mean=0, cosine_min=0, max_abs=0, top1_agreement=0, passed=False, backend="not run"
-    )
+    unmeasured = Parity(n=1, cosine_mean=0, cosine_min=0, max_abs=0, top1_agreement=0, passed=False, backend="not run")
     main = next(name for name in names if name.endswith((".onnx", ".xml")))
     libraries = ["torch", "onnx", "onnxscript"] + (["openvino"] if job.target == "openvino" else [])
     return Artifact(

@@ -51,9 +51,7 @@ def open_source(
         CheckpointError: it cannot be read or does not fit its architecture.
         UsageError: no tokenizer is found.
     """
-    checkpoint = read_checkpoint(
-        reference, allow_pickle=allow_pickle, architecture=architecture, activation=activation
-    )
+    checkpoint = read_checkpoint(reference, allow_pickle=allow_pickle, architecture=architecture, activation=activation)
     clip = build(checkpoint).eval()
     config = checkpoint.config
     data, spec = find_tokenizer(

@@ -44,6 +44,8 @@ def _run_child(source: Path, xml: Path, *, half: bool) -> None:
     lines = done.stderr.strip().splitlines()
     last = lines[-1] if lines else ""
     if "No module named 'openvino'" in last:
-        raise TargetUnavailableError("target openvino: the library is not installed", hint="pip install 'edgeclip[openvino]'")
+        raise TargetUnavailableError(
+            "target openvino: the library is not installed", hint="pip install 'edgeclip[openvino]'"
+        )
     how = f"was killed by signal {-done.returncode}" if done.returncode < 0 else f"failed: {last}"
     raise ExportError(f"openvino: the converter {how}")

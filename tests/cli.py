@@ -9,6 +9,9 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+from PIL import Image
+
 TIME_LIMIT_S = 120
 
 
@@ -40,6 +43,12 @@ def document(done: subprocess.CompletedProcess[str]) -> dict[str, Any]:
     """Standard output as the one JSON document that it must be."""
     parsed: dict[str, Any] = json.loads(done.stdout)
     return parsed
+
+
+def picture(path: Path, seed: int = 0) -> None:
+    """Write an image of 90 x 70 pixels, in the format of the path's suffix."""
+    noise = np.random.default_rng(seed).integers(0, 256, (7, 9, 3), np.uint8)
+    Image.fromarray(noise).resize((90, 70)).save(path)
 
 
 def _run(

@@ -10,7 +10,20 @@ from edgeclip.export.source import Source, open_source
 from edgeclip.export.vocabulary import from_merges
 from tests.checkpoints import hf_clip
 
-MERGES = ["#version", "t h", "th e</w>", "a n", "an d</w>", "i n", "in g</w>", "o f</w>", "p h", "ph o", "c a", "ca t</w>"]
+MERGES = [
+    "#version",
+    "t h",
+    "th e</w>",
+    "a n",
+    "an d</w>",
+    "i n",
+    "in g</w>",
+    "o f</w>",
+    "p h",
+    "ph o",
+    "c a",
+    "ca t</w>",
+]
 VOCAB_SIZE = 512 + len(MERGES) - 1 + 2
 
 
@@ -29,7 +42,9 @@ def checkpoint(folder: Path, **options: Any) -> Any:
     return model
 
 
-def bundle(folder: Path, output: Path, targets: tuple[str, ...] = ("onnx", "openvino"), **options: Any) -> list[Outcome]:
+def bundle(
+    folder: Path, output: Path, targets: tuple[str, ...] = ("onnx", "openvino"), **options: Any
+) -> list[Outcome]:
     """Export the checkpoint in `folder` to `output`; all artifacts must pass."""
     precisions = options.pop("precisions", ("fp32", "fp16"))
     outcomes = export(source(folder), output, plan(targets, precisions, None), **options)  # type: ignore[arg-type]

@@ -53,9 +53,9 @@ def get(name: str) -> Backend:
     """
     row = entry(name)
     if not installed(name):
-        others = [other for other in BACKENDS if installed(other)]
+        others = ", ".join(other for other in BACKENDS if installed(other)) or "none"
         raise TargetUnavailableError(
-            f"backend {name}: the library {row.library!r} is not installed; available here: {', '.join(others) or 'none'}",
+            f"backend {name}: the library {row.library!r} is not installed; available here: {others}",
             hint=f"pip install 'edgeclip[{row.extra}]'",
         )
     try:

@@ -1,9 +1,9 @@
 """Backend `openvino`: runs OpenVINO IR artifacts.
 
 Three facts about the engine shape this file. A compiled model shared between threads returns wrong results, so every
-call takes an infer request of its own from a pool. `CompiledModel.__call__` may write into the caller's array, so inputs
-are never shared. On CPUs with bf16 an fp32 model runs in bf16 unless told otherwise, so the arithmetic is always set, and
-read back.
+call takes an infer request of its own from a pool. `CompiledModel.__call__` may write into the caller's array, so
+inputs are never shared. On CPUs with bf16 an fp32 model runs in bf16 unless told otherwise, so the arithmetic is
+always set, and read back.
 """
 
 from __future__ import annotations
@@ -90,7 +90,7 @@ def _weights(artifact: Artifact, files: Files) -> bytearray:
 def _compile(artifact: Artifact, files: Files, weights: bytearray, options: Options) -> Any:
     """Compile, or take the compiled form from the cache where compiling is the slower of the two.
 
-    On CPU compiling ViT-B/32 takes 0.25 s and importing its compiled form longer, so that only accelerators use the cache.
+    On CPU, compiling ViT-B/32 takes 0.25 s and importing its compiled form longer: only accelerators use the cache.
     """
     xml = bytes(files.pop(artifact.file))
     if options.device == "cpu":

@@ -1,7 +1,7 @@
 """The openvino library, imported without its telemetry.
 
-`import openvino` otherwise starts a child process that reports to an analytics service and writes a counter into the home
-directory. A device SDK has no business doing either, and importing takes 30 ms less without.
+`import openvino` otherwise starts a child process that reports to an analytics service, and writes a counter into the
+home directory. A device SDK has no business doing either, and importing takes 30 ms less without.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The runtime on real engines: the same embedding whatever the batch, thread or process, and errors that say what to do."""
+"""The runtime on real engines: the same embedding whatever the batch, thread or process; errors that say what to do."""
 
 from __future__ import annotations
 
@@ -181,7 +181,13 @@ def test_both_backends_agree(tiny_bundle: Path) -> None:
 def test_info_says_what_runs_and_why(tiny_bundle: Path) -> None:
     with edgeclip.load(tiny_bundle, threads=1) as one:
         info = one.info
-    assert (info.backend, info.precision, info.compute, info.device, info.threads) == ("openvino", "fp32", "f32", "cpu", 1)
+    assert (info.backend, info.precision, info.compute, info.device, info.threads) == (
+        "openvino",
+        "fp32",
+        "f32",
+        "cpu",
+        1,
+    )
     assert "first of openvino fp32" in info.reason
     assert info.bundle.startswith("sha256:")
     assert set(info.artifacts) == {"image", "text"}
@@ -202,7 +208,9 @@ def test_arithmetic_that_the_device_lacks_is_refused(tiny_bundle: Path) -> None:
         edgeclip.load(tiny_bundle, backend="onnxruntime", compute="bf16")
 
 
-def test_a_missing_device_is_refused_and_stdout_stays_clean(tiny_bundle: Path, capfd: pytest.CaptureFixture[str]) -> None:
+def test_a_missing_device_is_refused_and_stdout_stays_clean(
+    tiny_bundle: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
     for backend in BACKENDS:
         with pytest.raises(TargetUnavailableError, match=f"{backend} has no device 'cuda' here; it has: cpu"):
             edgeclip.load(tiny_bundle, backend=backend, device="cuda")
@@ -224,17 +232,19 @@ def test_a_missing_library_names_the_command_that_installs_it(
 
 def test_auto_takes_what_is_installed(tiny_bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     row = backends.BACKENDS["openvino"]
-    monkeypatch.setitem(backends.BACKENDS, "openvino", backends.Entry(row.module, row.targets, "absent_library", "openvino"))
+    monkeypatch.setitem(
+        backends.BACKENDS, "openvino", backends.Entry(row.module, row.targets, "absent_library", "openvino")
+    )
     with edgeclip.load(tiny_bundle) as one:
         assert one.info.backend == "onnxruntime"
 
 
 def test_unknown_names_are_usage_errors(tiny_bundle: Path) -> None:
-    with pytest.raises(UsageError, match="unknown backend 'tpu'.*auto, openvino, onnxruntime"):
+    with pytest.raises(UsageError, match=r"unknown backend 'tpu'.*auto, openvino, onnxruntime"):
         edgeclip.load(tiny_bundle, backend="tpu")
     with pytest.raises(UsageError, match="unknown precision 'fp8'"):
         edgeclip.load(tiny_bundle, precision="fp8")  # type: ignore[arg-type]
-    with pytest.raises(UsageError, match="the bundle has no artifact for: w8a8.*onnx-fp32"):
+    with pytest.raises(UsageError, match=r"the bundle has no artifact for: w8a8.*onnx-fp32"):
         edgeclip.load(tiny_bundle, precision="w8a8")
 
 
@@ -309,7 +319,9 @@ def test_something_that_is_no_image_is_named(model: edgeclip.Model) -> None:
         model.encode_image(3)  # type: ignore[arg-type]
 
 
-def test_load_verifies_once_and_remembers(tiny_bundle: Path, private_cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_load_verifies_once_and_remembers(
+    tiny_bundle: Path, private_cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     import edgeclip.verify as verification
 
     edgeclip.load(tiny_bundle, verify=True).close()
@@ -323,7 +335,7 @@ def test_loading_starts_no_other_process_and_writes_only_to_the_cache(tiny_bundl
 import os, sys
 bad = []
 def hook(event, args):
-    if event in ("subprocess.Popen", "os.system", "os.posix_spawn", "os.fork", "os.exec", "socket.connect", "socket.bind"):
+    if event.startswith(("subprocess", "os.system", "os.posix_spawn", "os.fork", "os.exec", "socket.")):
         bad.append((event, str(args)[:100]))
     if event == "open" and isinstance(args[1], str) and set(args[1]) & set("wax+"):
         if not str(args[0]).startswith(os.environ["EDGECLIP_CACHE"]) and not isinstance(args[0], int):
@@ -367,7 +379,7 @@ sys.exit(7)
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_opening_and_closing_leaks_nothing(tiny_bundle: Path, backend: str) -> None:
     def state() -> tuple[int, int]:
-        return len(os.listdir("/proc/self/fd")), threading.active_count()
+        return len(list(Path("/proc/self/fd").iterdir())), threading.active_count()
 
     if not Path("/proc/self/fd").is_dir():
         pytest.skip("no /proc: open files cannot be counted")

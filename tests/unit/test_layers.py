@@ -62,7 +62,17 @@ def test_the_device_sdk_never_imports_the_training_stack() -> None:
 
 
 def test_no_file_is_named_after_a_dependency() -> None:
-    dependencies = {"coremltools", "nncf", "numpy", "onnx", "onnxruntime", "openvino", "tensorrt", "tokenizers", "torch"}
+    dependencies = {
+        "coremltools",
+        "nncf",
+        "numpy",
+        "onnx",
+        "onnxruntime",
+        "openvino",
+        "tensorrt",
+        "tokenizers",
+        "torch",
+    }
     for folder in ALLOWED:
         assert not dependencies & {path.stem for path in sources(folder)}, folder
 
