@@ -251,7 +251,8 @@ def test_a_reader_that_goes_away_is_no_error(tiny_bundle: Path, photos: Path) ->
     assert process.stdout is not None and process.stderr is not None
     assert "provenance" in json.loads(process.stdout.readline())
     process.stdout.close()
-    assert process.stderr.read() == ""
+    with process.stderr:
+        assert process.stderr.read() == ""
     assert process.wait(30) == 141
 
 

@@ -10,9 +10,12 @@ import pytest
 import torch
 
 from edgeclip.bundle import Bundle
-from edgeclip.cli import demo
+from edgeclip.cli import demo, main
 from edgeclip.cli.output import Output
+from edgeclip.errors import ExportError
+from edgeclip.export import pipeline
 from edgeclip.export.demo_checkpoint import to_huggingface, write_demo_checkpoint
+from edgeclip.parity import Bounds
 from edgeclip.train.checkpoints import build, read_checkpoint
 from edgeclip.train.models.clip import Clip
 from edgeclip.train.models.config import ClipConfig, load_config
@@ -53,39 +56,36 @@ def test_export_adds_to_a_bundle_and_replaces_only_by_force(tiny_checkpoint: Pat
     assert document(again)["error"]["message"].endswith("has onnx fp32 image already")
 
 
-def test_a_target_that_cannot_be_made_is_in_the_table(tiny_checkpoint: Path, tmp_path: Path) -> None:
+def test_a_target_that_cannot_be_made_is_in_the_table(
+    tiny_checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    def crash(*_: object) -> None:
+        raise ExportError("openvino: the converter was killed by signal 11")
+
+    monkeypatch.setattr(pipeline, "to_openvino", crash)
     path = tmp_path / "x.edgeclip"
-    code = """
-import edgeclip.export.pipeline as pipeline
-from edgeclip.errors import ExportError
-def crash(*_):
-    raise ExportError("openvino: the converter was killed by signal 11")
-pipeline.to_openvino = crash
-"""
-    options = ("export", tiny_checkpoint, "--target", "onnx,openvino", "--tower", "text", "-o", path)
-    done = patched(code, *options)
-    assert done.returncode == 70 and not path.exists()
-    assert "❌ failed" in done.stdout and "killed by signal 11" in done.stdout and "✅ ok" in done.stdout
-    assert "Nothing was published." in done.stdout
-    kept = patched(code, *options, "--keep-going", "--json")
-    assert kept.returncode == 70 and document(kept)["published"] is True
+    arguments = ["export", str(tiny_checkpoint), "--target", "onnx,openvino", "--tower", "text", "-o", str(path)]
+    assert main(arguments) == 70 and not path.exists()
+    shown = capfd.readouterr().out
+    assert "❌ failed" in shown and "killed by signal 11" in shown and "✅ ok" in shown
+    assert "Nothing was published." in shown
+    assert main([*arguments, "--keep-going", "--json"]) == 70
+    assert json.loads(capfd.readouterr().out)["published"] is True
     assert [a.target for a in Bundle.open(path).manifest.artifacts] == ["onnx"]
 
 
-def test_an_artifact_below_its_gate_exits_1_unless_allowed(tiny_checkpoint: Path, tmp_path: Path) -> None:
+def test_an_artifact_below_its_gate_exits_1_unless_allowed(
+    tiny_checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(pipeline, "bounds_for", lambda *_: Bounds(2.0, 0.9, 1.0, 1.0))
     path = tmp_path / "x.edgeclip"
-    code = """
-import edgeclip.export.pipeline as pipeline
-from edgeclip.parity import Bounds
-pipeline.bounds_for = lambda precision, compute="f32": Bounds(2.0, 0.9, 1.0, 1.0)
-"""
-    options = ("export", tiny_checkpoint, "--target", "onnx", "--tower", "text", "-o", path)
-    done = patched(code, *options)
-    assert done.returncode == 1 and not path.exists()
-    assert "❎ below gate" in done.stdout and "cosine mean 1 < 2" in done.stdout
-    assert "--allow-below-gate publishes it all the same" in done.stderr
-    allowed = patched(code, *options, "--allow-below-gate")
-    assert allowed.returncode == 0 and not Bundle.open(path).manifest.artifacts[0].parity.passed
+    arguments = ["export", str(tiny_checkpoint), "--target", "onnx", "--tower", "text", "-o", str(path)]
+    assert main(arguments) == 1 and not path.exists()
+    shown = capfd.readouterr()
+    assert "❎ below gate" in shown.out and "cosine mean 1 < 2" in shown.out
+    assert "--allow-below-gate publishes it all the same" in shown.err
+    assert main([*arguments, "--allow-below-gate"]) == 0
+    assert not Bundle.open(path).manifest.artifacts[0].parity.passed
 
 
 def test_export_without_pytorch_exits_5(tiny_checkpoint: Path, tmp_path: Path) -> None:

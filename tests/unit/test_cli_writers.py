@@ -88,7 +88,7 @@ def test_an_interrupted_write_leaves_what_was_there(tmp_path: Path, suffix: str,
 
 
 def test_a_full_disk_is_a_resource_error(tmp_path: Path) -> None:
-    with pytest.raises(ResourceError, match=r"x.npz: the disk is full"), open_writer(tmp_path / "x.npz", {}, DIM):
+    with pytest.raises(ResourceError, match=r"x.npy: the disk is full"), open_writer(tmp_path / "x.npy", {}, DIM):
         raise OSError(28, "No space left on device")
     assert list(tmp_path.iterdir()) == []
 
