@@ -83,7 +83,7 @@ def _tidy_warnings() -> None:
     if sys.warnoptions:
         return
     warnings.simplefilter("ignore")
-    warnings.filterwarnings("default", module=r"edgeclip(\.|$)")
+    warnings.filterwarnings("once", module=r"edgeclip(\.|$)")
     warnings.showwarning = lambda message, *_: print(f"warning: {message}", file=sys.stderr)
 
 

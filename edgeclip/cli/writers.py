@@ -43,9 +43,21 @@ Provenance = dict[str, Any]
 Opened = AbstractContextManager[Write]
 
 
-def open_writer(path: Path, provenance: Provenance, dim: int) -> Opened:
-    """A function that writes rows to `path`, which takes the place of what was there when the block ends well."""
-    return WRITERS[path.suffix.lower()](path, provenance, dim)
+@contextmanager
+def open_writer(path: Path, provenance: Provenance, dim: int) -> Iterator[Write]:
+    """A function that writes rows to `path`, which takes the place of what was there when the block ends well.
+
+    Raises:
+        ResourceError: the disk is full.
+        UsageError: it cannot be written.
+    """
+    try:
+        with WRITERS[path.suffix.lower()](path, provenance, dim) as write:
+            yield write
+    except OSError as exc:
+        if exc.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+            raise ResourceError(f"{path}: the disk is full", hint="free some space and run again") from exc
+        raise UsageError(f"{path}: cannot be written: {exc.strerror or exc}") from exc
 
 
 def check_path(path: Path) -> None:
@@ -77,23 +89,13 @@ def check_sources(path: Path, sources: Sequence[str]) -> None:
 
 
 @contextmanager
-def staged(path: Path) -> Iterator[Path]:
-    """A temporary sibling that becomes `path` when the block ends, and vanishes when it raises.
-
-    Raises:
-        ResourceError: the disk is full.
-        UsageError: it cannot be written.
-    """
-    try:
-        with _scratch(path) as temp:
-            yield temp
-            with temp.open("rb+") as file:
-                os.fsync(file.fileno())
-            temp.replace(path)
-    except OSError as exc:
-        if exc.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
-            raise ResourceError(f"{path}: the disk is full", hint="free some space and run again") from exc
-        raise UsageError(f"{path}: cannot be written: {exc.strerror or exc}") from exc
+def _staged(path: Path) -> Iterator[Path]:
+    """A temporary sibling that becomes `path` when the block ends, and vanishes when it raises."""
+    with _scratch(path) as temp:
+        yield temp
+        with temp.open("rb+") as file:
+            os.fsync(file.fileno())
+        temp.replace(path)
 
 
 @contextmanager
@@ -127,7 +129,7 @@ def described(rows: Rows) -> Iterator[dict[str, Any]]:
 
 @contextmanager
 def _jsonl(path: Path, provenance: Provenance, dim: int) -> Iterator[Write]:
-    with staged(path) as temp, temp.open("w", encoding="utf-8") as file, jsonl_lines(file, provenance) as write:
+    with _staged(path) as temp, temp.open("w", encoding="utf-8") as file, jsonl_lines(file, provenance) as write:
         yield write
 
 
@@ -137,7 +139,7 @@ def _npy(path: Path, provenance: Provenance, dim: int) -> Iterator[Write]:
     sources: list[str] = []
     kinds: list[str] = []
     # The side file is there before the matrix is.
-    with staged(path) as temp, staged(path.with_name(f"{path.name}.json")) as side:
+    with _staged(path) as temp, _staged(path.with_name(f"{path.name}.json")) as side:
         with _matrix(temp, dim, sources, kinds) as write:
             yield write
         side.write_text(json.dumps({"provenance": provenance, "kinds": kinds, "sources": sources}), encoding="utf-8")
@@ -148,7 +150,7 @@ def _npz(path: Path, provenance: Provenance, dim: int) -> Iterator[Write]:
     """`embeddings` [N, D] float32, `sources`, `kinds` and `provenance` (JSON) as strings."""
     sources: list[str] = []
     kinds: list[str] = []
-    with staged(path) as temp, _scratch(path) as matrix:
+    with _staged(path) as temp, _scratch(path) as matrix:
         with _matrix(matrix, dim, sources, kinds) as write:
             yield write
         with zipfile.ZipFile(temp, "w", zipfile.ZIP_STORED) as archive:
@@ -165,7 +167,7 @@ def _parquet(path: Path, provenance: Provenance, dim: int) -> Iterator[Write]:
 
     fields = [("source", pa.string()), ("kind", pa.string()), ("embedding", pa.list_(pa.float32(), dim))]
     schema = pa.schema(fields, metadata={"provenance": json.dumps(provenance)})
-    with staged(path) as temp, pq.ParquetWriter(temp, schema) as writer:
+    with _staged(path) as temp, pq.ParquetWriter(temp, schema) as writer:
 
         def write(rows: Rows) -> None:
             vectors = pa.FixedSizeListArray.from_arrays(pa.array(rows.embeddings.ravel()), dim)

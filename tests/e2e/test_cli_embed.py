@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 import edgeclip
-from tests.cli import document, patched, without
+from tests.cli import document, environment, patched, without
 from tests.cli import edgeclip as run
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="limits of POSIX")
@@ -139,3 +139,12 @@ def test_classify_takes_labels_from_a_file(tiny_bundle: Path, photos: Path, tmp_
 def test_labels_that_make_no_sense_exit_2(options: list[str], message: str, tiny_bundle: Path, photos: Path) -> None:
     done = run("classify", tiny_bundle, photos / "a.jpg", *options)
     assert done.returncode == 2 and message in done.stderr
+
+
+def test_an_unusable_cache_is_one_line_of_warning(tiny_bundle: Path, photos: Path, tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    env = environment(EDGECLIP_CACHE=str(tmp_path / "file" / "cache"))
+    done = run("classify", tiny_bundle, photos / "a.jpg", "--labels", "cat", env=env)
+    assert done.returncode == 0
+    warnings = [line for line in done.stderr.splitlines() if "cache" in line]
+    assert len(warnings) == 1 and warnings[0].startswith("warning: working without a cache: ")
