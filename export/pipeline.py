@@ -151,7 +151,7 @@ def raise_if_failed(outcomes: Sequence[Outcome], *, allow_below_gate: bool = Fal
     if broken and not allow_below_gate:
         raise ParityError(
             "; ".join(f"{o.job}: {', '.join(o.failures)}" for o in broken),
-            hint="nothing was published; --allow-below-gate publishes it all the same and records it",
+            hint="not published; --allow-below-gate publishes it all the same and records it",
         )
 
 

@@ -22,6 +22,10 @@ from edgeclip.manifest import Artifact
 _CAPABILITIES: dict[Compute, str] = {"f32": "FP32", "bf16": "BF16", "f16": "FP16"}
 
 
+COMPILES_FAST = {"cpu"}
+"""Devices whose compiled form is not worth keeping."""
+
+
 @cache
 def _core() -> Any:
     return ov.Core()
@@ -93,8 +97,8 @@ def _compile(artifact: Artifact, files: Files, weights: bytearray, options: Opti
     On CPU, compiling ViT-B/32 takes 0.25 s and importing its compiled form longer: only accelerators use the cache.
     """
     xml = bytes(files.pop(artifact.file))
-    if options.device == "cpu":
-        return _core().compile_model(_read(xml, weights), "CPU", _properties(options))
+    if options.device in COMPILES_FAST:
+        return _core().compile_model(_read(xml, weights), options.device.upper(), _properties(options))
     name = f"openvino/{_fingerprint(xml, weights, options)}.blob"
     blob = disk.read(name)
     if blob is not None:

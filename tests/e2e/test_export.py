@@ -116,7 +116,9 @@ def test_an_artifact_below_its_gate_is_marked_where_it_is_allowed(
 ) -> None:
     wrong(monkeypatch)
     path = tmp_path / "b.edgeclip"
-    raise_if_failed(export(source, path, plan(["onnx"], ["fp32"], "image"), allow_below_gate=True), allow_below_gate=True)
+    raise_if_failed(
+        export(source, path, plan(["onnx"], ["fp32"], "image"), allow_below_gate=True), allow_below_gate=True
+    )
     assert not Bundle.open(path).manifest.artifacts[0].parity.passed
 
 
