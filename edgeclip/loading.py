@@ -15,6 +15,7 @@ from edgeclip.cpus import available_cpus
 from edgeclip.errors import BundleNotFoundError, UsageError
 from edgeclip.manifest import Precision, Tower
 from edgeclip.model import Model, ModelInfo
+from edgeclip.resources import exhaustion
 from edgeclip.selection import Selection, select
 from edgeclip.textcache import TextCache
 from edgeclip.tokenizer import Tokenizer
@@ -87,6 +88,11 @@ def load(
 
 def open_model(request: Request) -> Model:
     """Carry out a request."""
+    with exhaustion(f"load {request.path}"):
+        return _open_model(request)
+
+
+def _open_model(request: Request) -> Model:
     if request.threads is not None and request.threads < 1:
         raise UsageError(f"threads must be at least 1, got {request.threads}")
     bundle = Bundle.open(request.path, expect_digest=request.expect_digest)

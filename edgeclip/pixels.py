@@ -17,6 +17,7 @@ from edgeclip.cpus import available_cpus
 from edgeclip.errors import ImageDecodeError, ImageTooLargeError, InputError, InputShapeError
 from edgeclip.manifest import Preprocess
 from edgeclip.preprocess import Image, preprocess
+from edgeclip.resources import exhaustion
 
 BATCHES_AHEAD = 2
 
@@ -58,7 +59,7 @@ def batches(
         ahead: deque[list[Future[_Try]]] = deque()
         source = chain(first, numbered)
         try:
-            while chunk := [pool.submit(_Try, i, image, spec) for i, image in islice(source, batch_size)]:
+            while chunk := _submit(pool, islice(source, batch_size), spec):
                 ahead.append(chunk)
                 if len(ahead) > BATCHES_AHEAD:
                     yield _collect([job.result() for job in ahead.popleft()], spec, on_error)
@@ -67,6 +68,14 @@ def batches(
         finally:
             for job in chain.from_iterable(ahead):
                 job.cancel()
+
+
+def _submit(pool: ThreadPoolExecutor, numbered: Iterable[tuple[int, Image]], spec: Preprocess) -> list[Future[_Try]]:
+    jobs = []
+    for i, image in numbered:
+        with exhaustion("decode images"):
+            jobs.append(pool.submit(_Try, i, image, spec))
+    return jobs
 
 
 def as_images(images: Image | Iterable[Image]) -> Iterable[Image]:
