@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any, Literal, overload
 import numpy as np
 
 from edgeclip import cache as disk
+from edgeclip import inflight, zeroshot
 from edgeclip import templates as named
-from edgeclip import zeroshot
 from edgeclip.backends.base import Array, Compute, Embeddings, Session
 from edgeclip.bundle import Bundle
 from edgeclip.errors import ForkedModelError, ModelClosedError, NonFiniteError, UsageError
@@ -246,7 +246,8 @@ class Model:
         return self._sessions[tower]
 
     def _run(self, session: Session, tower: Tower, inputs: Array) -> Embeddings:
-        embeddings = session.run(inputs)
+        with inflight.call():
+            embeddings = session.run(inputs)
         if not np.isfinite(embeddings).all():
             raise NonFiniteError(
                 f"the {tower} tower returned NaN or infinity ({self.info.artifacts[tower]}, {self.info.backend}, "

@@ -372,8 +372,9 @@ time.sleep(0.3)
 sys.exit(7)
 """
     for backend in BACKENDS:
-        done = subprocess.run([sys.executable, "-c", code, str(tiny_bundle), backend], timeout=60, check=False)
-        assert done.returncode == 7
+        command = [sys.executable, "-c", code, str(tiny_bundle), backend]
+        done = subprocess.run(command, timeout=60, check=False, capture_output=True, text=True)
+        assert done.returncode == 7, done.stderr
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
