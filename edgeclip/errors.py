@@ -18,6 +18,7 @@
     │   ├── ImageTooLargeError
     │   ├── TextInputError
     │   ├── InputShapeError
+    │   ├── DataError                         training or evaluation data is missing or damaged
     │   └── CheckpointError
     │       └── CheckpointUnsafeError
     ├── TargetError                        5  the engine or device is not available
@@ -118,6 +119,10 @@ class TextInputError(InputError):
 
 
 class InputShapeError(InputError):
+    pass
+
+
+class DataError(InputError):
     pass
 
 

@@ -14,6 +14,8 @@ from edgeclip.cli.output import Output
 
 COMMANDS: dict[str, tuple[str, str]] = {
     "export": ("edgeclip.cli.export", "Turn a CLIP checkpoint into a bundle, or add to one."),
+    "train": ("edgeclip.cli.train", "Train a CLIP model from a recipe."),
+    "distill": ("edgeclip.cli.distill", "Train a small CLIP model that learns from larger ones."),
     "verify": ("edgeclip.cli.verify", "Check a bundle's files, and that this device computes what it should."),
     "inspect": ("edgeclip.cli.inspect", "Show what a bundle or a checkpoint is."),
     "embed": ("edgeclip.cli.embed", "Embed images and texts."),

@@ -1,0 +1,149 @@
+"""One step's gradients: exact for the whole batch, however it is cut into micro-batches and ranks.
+
+    embed all parts -> gather embeddings -> loss and its gradient by embeddings -> back through each part
+
+The contrastive loss needs all embeddings of the batch at once, but the activations of one part at a time are enough:
+of several parts, each is embedded twice, the second time with activations kept.
+
+Source: gradient caching, arXiv 2101.06983; local rows of the loss, open_clip's `local_loss`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Protocol
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from edgeclip.manifest import Preprocess
+from edgeclip.train import distributed
+from edgeclip.train.data import augment
+from edgeclip.train.data.batch import Batch
+from edgeclip.train.distributed import World
+from edgeclip.train.models.clip import Clip
+from edgeclip.train.objective import Objective, detached
+
+if TYPE_CHECKING:
+    from edgeclip.train.distill import TeacherBatch
+
+_DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+class Teach(Protocol):
+    """Gives the teachers' embeddings of a rank's batch."""
+
+    def __call__(self, batch: Batch) -> list[TeacherBatch]: ...
+
+
+@dataclass(frozen=True)
+class Step:
+    """Computes gradients; the optimizer is someone else's."""
+
+    clip: Clip
+    objective: Objective
+    preprocess: Preprocess
+    world: World
+    precision: str = "fp32"
+    micro_batch: int = 0
+    """Pairs that are computed at a time; 0: all."""
+    scaler: torch.amp.GradScaler | None = None
+    teach: Teach | None = None
+
+    def __call__(self, batch: Batch) -> dict[str, float]:
+        """Leave the whole batch's gradients in `grad` of all parameters; returns the whole batch's losses.
+
+        Args:
+            batch: this rank's part of the batch.
+        """
+        parts = self._parts(batch)
+        image, text = self._embed(parts)
+        leaves = [distributed.gather(part.detach(), self.world).requires_grad_() for part in (image, text)]
+        losses = self._losses(batch, *leaves)
+        self._scaled(losses["loss"]).backward()  # type: ignore[no-untyped-call]
+        distributed.sum_over_ranks((leaf.grad for leaf in leaves), self.world)
+        own = distributed.own(self.world, len(batch))
+        gradients = [leaf.grad[own] for leaf in leaves if leaf.grad is not None]
+        self._backward(parts, (image, text), gradients)
+        distributed.sum_over_ranks((parameter.grad for parameter in self.parameters()), self.world)
+        return self._totals(losses)
+
+    def parameters(self) -> Iterator[nn.Parameter]:
+        """All that is trained."""
+        yield from self.clip.parameters()
+        yield from self.objective.parameters()
+
+    def _parts(self, batch: Batch) -> list[Batch]:
+        size = self.micro_batch or len(batch)
+        return [batch.part(slice(start, start + size)) for start in range(0, len(batch), size)]
+
+    def _embed(self, parts: Sequence[Batch]) -> tuple[Tensor, Tensor]:
+        """[B, D] twice: of a single part with its graph, of several without."""
+        if len(parts) == 1:
+            return self._encode(parts[0])
+        with torch.no_grad(), statistics_kept(self.clip):
+            embedded = [self._encode(part) for part in parts]
+        images, texts = zip(*embedded, strict=True)
+        return torch.cat(images), torch.cat(texts)
+
+    def _encode(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        """[B, D] twice, float32 and L2-normalised."""
+        pixels = augment.apply(batch.pixels, batch.views, self.preprocess.size)
+        with autocast(self.precision, self.world.device):
+            image, text, _ = self.clip(augment.normalise(pixels, self.preprocess), batch.ids)
+        return image, text
+
+    def _losses(self, batch: Batch, image: Tensor, text: Tensor) -> dict[str, Tensor]:
+        taught = [_gathered(one, self.world) for one in self.teach(batch)] if self.teach else []
+        keys = distributed.gather(batch.caption_keys, self.world)
+        own = distributed.own(self.world, len(batch))
+        losses: dict[str, Tensor] = self.objective(image, text, self.clip.logit_scale.exp(), keys, taught, own)
+        return losses
+
+    def _scaled(self, loss: Tensor) -> Tensor:
+        return loss if self.scaler is None else self.scaler.scale(loss)
+
+    def _backward(self, parts: Sequence[Batch], kept: tuple[Tensor, Tensor], gradients: Sequence[Tensor]) -> None:
+        """From the embeddings' gradients to the weights', part by part."""
+        if len(parts) == 1:
+            torch.autograd.backward(kept, gradients)
+            return
+        size = len(parts[0])
+        for i, part in enumerate(parts):
+            rows = slice(i * size, i * size + len(part))
+            torch.autograd.backward(self._encode(part), [gradient[rows] for gradient in gradients])
+
+    def _totals(self, losses: dict[str, Tensor]) -> dict[str, float]:
+        names, values = detached(losses)
+        distributed.sum_over_ranks([values], self.world)
+        return dict(zip(names, values.tolist(), strict=True))
+
+
+def autocast(precision: str, device: torch.device) -> AbstractContextManager[object]:
+    """Where matrix products and convolutions compute in half precision; nothing for fp32."""
+    if precision == "fp32":
+        return nullcontext()
+    return torch.autocast(device.type, dtype=_DTYPES[precision])
+
+
+@contextmanager
+def statistics_kept(module: nn.Module) -> Iterator[None]:
+    """Batch normalisation computes as in training, but its running statistics stay: this pass will come again."""
+    layers = [layer for layer in module.modules() if isinstance(layer, _BatchNorm) and layer.track_running_stats]
+    for layer in layers:
+        layer.track_running_stats = False
+    try:
+        yield
+    finally:
+        for layer in layers:
+            layer.track_running_stats = True
+
+
+def _gathered(teacher: TeacherBatch, world: World) -> TeacherBatch:
+    if world.ranks == 1:
+        return teacher
+    parts = (distributed.gather(teacher.image, world), distributed.gather(teacher.text, world))
+    return type(teacher)(*parts, teacher.scale)
