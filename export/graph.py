@@ -7,8 +7,8 @@ from torch import Tensor, nn
 
 from edgeclip.manifest import Preprocess, Tower
 from edgeclip.train.models.clip import Clip
+from edgeclip.train.models.folding import fold_batchnorm
 from edgeclip.train.models.layers import to_precision
-from edgeclip.train.models.resnet import fold_batchnorm
 
 
 class ImageGraph(nn.Module):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -9,7 +10,7 @@ from edgeclip.export.vocabulary import find_tokenizer
 from edgeclip.manifest import ModelSpec, Preprocess, Provenance, TokenizerSpec
 from edgeclip.train.checkpoints import build, read_checkpoint
 from edgeclip.train.models.clip import Clip
-from edgeclip.train.models.config import Activation, ClipConfig
+from edgeclip.train.models.config import Activation, ClipConfig, ResNetConfig, VitConfig
 
 
 @dataclass(frozen=True)
@@ -89,6 +90,12 @@ def _model_spec(clip: Clip, config: ClipConfig, name: str, *, random_weights: bo
 
 def _describe_image(config: ClipConfig) -> str:
     image = config.image
-    if hasattr(image, "patch"):
+    if isinstance(image, VitConfig):
         return f"vit patch {image.patch} width {image.width} layers {image.layers}"
-    return f"resnet width {image.width} layers {'-'.join(map(str, image.layers))}"
+    if isinstance(image, ResNetConfig):
+        return f"resnet width {image.width} layers {_dashed(image.layers)}"
+    return f"repvgg widths {_dashed(image.widths)} depths {_dashed(image.depths)}"
+
+
+def _dashed(numbers: Sequence[int]) -> str:
+    return "-".join(map(str, numbers))

@@ -15,21 +15,17 @@ from pathlib import Path
 from typing import Any
 
 import tokenizers
-from tokenizers import AddedToken, Regex, decoders, models, normalizers, pre_tokenizers, processors
 
 from edgeclip.errors import BundleFormatError, UsageError
 from edgeclip.manifest import TokenizerSpec
 from edgeclip.tokenizer import Tokenizer, library_errors
+from edgeclip.train.vocabulary import EOT, SOT, build_tokenizer, from_pairs, serialised
 
-SOT, EOT = "<|startoftext|>", "<|endoftext|>"
-WORD_END = "</w>"
 MERGES = 48_894
 """Merges that OpenAI's model uses of the 262,000 in its file: 49,152 less the 256 bytes and the two special tokens."""
 MERGES_NAMES = ("bpe_simple_vocab_16e6.txt.gz", "bpe_simple_vocab_16e6.txt")
 HUB = "hf-hub:"
 _HUB_FILES = ["tokenizer.json", "vocab.json", "merges.txt", "tokenizer_config.json", "special_tokens_map.json"]
-_PATTERN = r"<\|startoftext\|>|<\|endoftext\|>|'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+"
-"""How a text is split into words. Source: openai/CLIP, clip/simple_tokenizer.py, class SimpleTokenizer."""
 _FOUR_WAYS = (
     "name one with --tokenizer (tokenizer.json, vocab.json beside merges.txt, or bpe_simple_vocab_16e6.txt.gz), "
     "put it beside the checkpoint, pip install open_clip_torch, or name a hub repository as hf-hub:ORG/NAME"
@@ -66,17 +62,13 @@ def find_tokenizer(
 def from_merges(lines: Sequence[str], *, merges: int = MERGES) -> bytes:
     """OpenAI's vocabulary from the lines of its merges file (a version line first, then one merge a line).
 
-    Ids: the 256 bytes, the 256 bytes that end a word, one per merge, start of text, end of text.
-
-    Source: openai/CLIP, clip/simple_tokenizer.py, class SimpleTokenizer.
+    Raises:
+        UsageError: there are fewer merges, or a line is none.
     """
     pairs = [_pair(line) for line in lines[1 : merges + 1]]
     if len(pairs) < merges:
         raise UsageError(f"merges: {len(pairs)} found, {merges} expected")
-    # Sorted by code point: the printable bytes come first, then the stand-ins of the others, which is OpenAI's order.
-    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
-    tokens = [*alphabet, *(c + WORD_END for c in alphabet), *(a + b for a, b in pairs), SOT, EOT]
-    return _build({token: i for i, token in enumerate(tokens)}, pairs)
+    return from_pairs(pairs)
 
 
 def from_vocab_merges(directory: Path) -> bytes:
@@ -86,37 +78,7 @@ def from_vocab_merges(directory: Path) -> bytes:
     vocab = _read_json(directory / "vocab.json")
     if not all(isinstance(i, int) for i in vocab.values()) or not {SOT, EOT} <= vocab.keys():
         raise UsageError(f"{directory / 'vocab.json'}: not CLIP's vocabulary: it must map {SOT} and {EOT} to ids")
-    return _build(vocab, pairs)
-
-
-def _build(vocab: dict[str, int], pairs: list[tuple[str, str]]) -> bytes:
-    """The same pipeline as transformers' `CLIPTokenizer`: ids are equal for every text."""
-    model = models.BPE(
-        vocab=vocab, merges=pairs, unk_token=EOT, continuing_subword_prefix="", end_of_word_suffix=WORD_END
-    )
-    built = tokenizers.Tokenizer(model)
-    built.normalizer = normalizers.Sequence(
-        [normalizers.NFC(), normalizers.Replace(Regex(r"\s+"), " "), normalizers.Lowercase()]
-    )
-    built.pre_tokenizer = pre_tokenizers.Sequence(
-        [
-            pre_tokenizers.Split(Regex(_PATTERN), behavior="removed", invert=True),
-            pre_tokenizers.ByteLevel(add_prefix_space=False),
-        ]
-    )
-    built.post_processor = processors.TemplateProcessing(
-        single=f"{SOT} $A {EOT}", special_tokens=[(SOT, vocab[SOT]), (EOT, vocab[EOT])]
-    )
-    built.decoder = decoders.ByteLevel()
-    built.add_special_tokens([AddedToken(token, normalized=False, special=True) for token in (SOT, EOT)])
-    return _serialised(built)
-
-
-def _serialised(built: Any) -> bytes:
-    """Without truncation and padding, which the manifest decides; the library sorts the vocabulary by id."""
-    built.no_truncation()
-    built.no_padding()
-    return bytes(built.to_str(), "utf-8")
+    return build_tokenizer(vocab, pairs)
 
 
 def _spec(data: bytes, pad_id: int | None, *, vocab_size: int, context_length: int) -> TokenizerSpec:
@@ -174,7 +136,7 @@ def _from_file(path: Path) -> tuple[bytes, int | None]:
     if path.name in ("vocab.json", "merges.txt"):
         data = from_vocab_merges(path.parent)
     else:
-        data = _serialised(_parsed(_read(path), str(path)))
+        data = serialised(_parsed(_read(path), str(path)))
     return data, _pad_id(path, data)
 
 

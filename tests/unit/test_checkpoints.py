@@ -21,7 +21,7 @@ from edgeclip.errors import (
 )
 from edgeclip.train.checkpoints import build, read_checkpoint, save_checkpoint
 from edgeclip.train.checkpoints.infer import infer_config
-from edgeclip.train.models import Clip, ResNetConfig, VitConfig, list_configs, load_config
+from edgeclip.train.models import Clip, ResNetConfig, VitConfig, list_published, load_config
 from tests import checkpoints
 from tests.checkpoints import edit_json, write_json
 
@@ -100,7 +100,7 @@ def test_openai_state_dict_is_quick_gelu(tmp_path: Path) -> None:
     assert (checkpoint.format, checkpoint.config.activation) == ("openai", "quick_gelu")
 
 
-@pytest.mark.parametrize("name", list_configs())
+@pytest.mark.parametrize("name", list_published())
 def test_published_sizes_are_recognised(name: str) -> None:
     with torch.device("meta"):
         state = Clip(load_config(name)).state_dict()

@@ -23,7 +23,7 @@ from edgeclip.train.models import (
     VisionTransformer,
     VitConfig,
     fold_batchnorm,
-    list_configs,
+    list_published,
     load_config,
     to_precision,
 )
@@ -89,7 +89,7 @@ def test_parameter_count_is_the_published_one(name: str) -> None:
 
 
 def test_the_nine_published_architectures_are_listed() -> None:
-    assert list_configs() == tuple(sorted(PARAMETERS))
+    assert list_published() == tuple(sorted(PARAMETERS))
 
 
 @pytest.mark.parametrize(("alias", "name"), [("ViT-B/32", "ViT-B-32"), ("ViT-L/14@336px", "ViT-L-14-336")])

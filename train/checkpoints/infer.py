@@ -48,8 +48,10 @@ def named(config: ClipConfig) -> ClipConfig:
     image = config.image
     if isinstance(image, VitConfig):
         sizes = f"ViT-{image.width}x{image.layers}-{image.patch}-{config.image_size}"
-    else:
+    elif isinstance(image, ResNetConfig):
         sizes = f"RN-{image.width}x{'.'.join(map(str, image.layers))}-{config.image_size}"
+    else:
+        sizes = config.name
     return msgspec.structs.replace(config, name=known_name(config) or sizes)
 
 

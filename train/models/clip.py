@@ -9,7 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from edgeclip.train.models.config import ClipConfig, ResNetConfig
+from edgeclip.train.models.config import ClipConfig, RepVggConfig, ResNetConfig
+from edgeclip.train.models.repvgg import RepVgg
 from edgeclip.train.models.resnet import ModifiedResNet
 from edgeclip.train.models.text import TextTransformer
 from edgeclip.train.models.vit import VisionTransformer
@@ -46,8 +47,10 @@ class Clip(nn.Module):
         return image, text, self.logit_scale.exp()
 
 
-def image_tower(config: ClipConfig) -> VisionTransformer | ModifiedResNet:
+def image_tower(config: ClipConfig) -> VisionTransformer | ModifiedResNet | RepVgg:
     """The image tower alone, with random weights."""
     if isinstance(config.image, ResNetConfig):
         return ModifiedResNet(config.image, config.image_size, config.embed_dim)
+    if isinstance(config.image, RepVggConfig):
+        return RepVgg(config.image, config.image_size, config.embed_dim)
     return VisionTransformer(config.image, config.image_size, config.embed_dim)

@@ -2,37 +2,17 @@
 
 from __future__ import annotations
 
-import copy
 from typing import cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from edgeclip.train.models.config import ResNetConfig
+from edgeclip.train.models.folding import ConvNorm
 from edgeclip.train.models.layers import Attention
 
 EXPANSION = 4
-
-
-class ConvNorm(nn.Module):
-    """A convolution without bias, then batch normalisation."""
-
-    def __init__(self, inputs: int, outputs: int, kernel: int, stride: int = 1) -> None:
-        super().__init__()
-        self.conv = nn.Conv2d(inputs, outputs, kernel, stride=stride, padding=kernel // 2, bias=False)
-        self.norm: nn.Module = nn.BatchNorm2d(outputs)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """[B, C, H, W] to [B, C', H', W']."""
-        return cast("Tensor", self.norm(self.conv(x)))
-
-    def fold(self) -> None:
-        """Put the running statistics into the convolution's weights."""
-        if isinstance(self.norm, nn.BatchNorm2d):
-            self.conv = fuse_conv_bn_eval(self.conv, self.norm)
-            self.norm = nn.Identity()
 
 
 class Bottleneck(nn.Module):
@@ -114,15 +94,3 @@ def _stage(inputs: int, planes: int, blocks: int, stride: int) -> nn.Sequential:
     return nn.Sequential(
         Bottleneck(inputs, planes, stride), *(Bottleneck(outputs, planes, 1) for _ in range(blocks - 1))
     )
-
-
-def fold_batchnorm(module: nn.Module) -> nn.Module:
-    """A copy in evaluation mode, with every batch normalisation folded into the convolution before it.
-
-    The result computes the same with one operator less per convolution; a module without any is copied as it is.
-    """
-    module = copy.deepcopy(module).eval()
-    for child in module.modules():
-        if isinstance(child, ConvNorm):
-            child.fold()
-    return module
