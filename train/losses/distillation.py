@@ -75,7 +75,7 @@ def affinity(
 
     The cross-entropy of the source less the teacher's entropy, which has no gradient. Widths may differ.
 
-    Source: arXiv 2309.12314 §3.1; the contrastive relational distillation of arXiv 2307.12732 §3.2 is the same.
+    Source: TinyCLIP, arXiv 2309.12314; CLIP-KD, arXiv 2307.12732, calls it contrastive relational distillation.
     """
     student_logits = student_scale * student_image @ student_text.T
     return soft_targets(student_logits, teacher_scale * teacher_image @ teacher_text.T)
@@ -84,13 +84,13 @@ def affinity(
 def ensemble(
     student_image: Tensor, student_text: Tensor, student_scale: Tensor, teachers: Sequence[TeacherBatch]
 ) -> Tensor:
-    """Several teachers: the mean of their `affinity`, each at its own scale. Source: arXiv 2311.17049 §3.2."""
+    """Several teachers: the mean of their `affinity`, each at its own scale. Source: MobileCLIP, arXiv 2311.17049."""
     parts = [affinity(student_image, student_text, t.image, t.text, student_scale, t.scale) for t in teachers]
     return torch.stack(parts).mean()
 
 
 def feature_l2(student: Tensor, teacher: Tensor) -> Tensor:
-    """Mean over the batch of the squared distance of [B, D]. Source: arXiv 2307.12732 §3.3."""
+    """Mean over the batch of the squared distance of [B, D]. Source: CLIP-KD, arXiv 2307.12732, feature distillation."""
     return (student - teacher.detach()).square().sum(dim=-1).mean()
 
 
@@ -104,7 +104,7 @@ def relational(student: Tensor, teacher: Tensor) -> Tensor:
 
     Rows are compared with other rows only, so that widths may differ and duplicates do no harm.
 
-    Source: arXiv 1907.09682 §3.1 with cosines; relations instead of points as in arXiv 1904.05068.
+    Source: arXiv 1907.09682, with cosines; relations instead of points are the idea of arXiv 1904.05068.
     """
     count = len(student)
     gap = (student @ student.T - teacher.detach() @ teacher.detach().T).square()
@@ -129,7 +129,7 @@ def interactive(
         scale: the student's exp(t).
         positives: as in `contrastive`.
 
-    Source: arXiv 2307.12732 §3.5, interactive contrastive learning.
+    Source: CLIP-KD, arXiv 2307.12732, interactive contrastive learning.
     """
     by_image = contrastive(student_image, teacher_text.detach(), scale, positives=positives)
     by_text = contrastive(teacher_image.detach(), student_text, scale, positives=positives)
