@@ -12,6 +12,7 @@ import msgspec
 import numpy as np
 from PIL import Image
 
+from edgeclip.manifest import Preprocess
 from edgeclip.train.models.config import ClipConfig, TextConfig, VitConfig
 from edgeclip.train.recipe import Recipe, decode
 from tests import tiny
@@ -122,3 +123,19 @@ def to_toml(plain: dict[str, Any], prefix: str = "") -> str:
 
 def _tables(value: Any) -> bool:
     return isinstance(value, list) and bool(value) and isinstance(value[0], dict)
+
+
+def decode_again(folder: Path, extra: dict[str, Any]) -> Recipe:
+    """The recipe whose files `tables` has written already; safe for several processes at once."""
+    plain = {
+        "name": "toy",
+        "model": {"architecture": str(folder / "toy.json")},
+        "data": {"sources": [{"kind": "shards", "urls": ["x.tar"]}]},
+        "loop": {"steps": 1},
+    }
+    return decode({**plain, **extra}, "toy.toml", base=folder)
+
+
+def preprocess() -> Preprocess:
+    """The toy model's."""
+    return Preprocess(size=SIDE, mean=(0.5, 0.5, 0.5), std=(0.25, 0.25, 0.25))

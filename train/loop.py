@@ -9,7 +9,6 @@ from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any, cast
 
-import msgspec
 import torch
 from torch import nn
 
@@ -27,7 +26,9 @@ from edgeclip.train.state import Facts, State, collect, newest_state, restore, w
 from edgeclip.train.step import Step
 
 CHECKPOINT, STATES = "checkpoint", "states"
-FREE = {"output", "loop.threads", "loop.device", "loop.save_every", "loop.keep", "loop.log_every", "loop.tensorboard"}
+FREE = {"output", "data.root", "data.cache_dir"} | {
+    f"loop.{key}" for key in ("threads", "device", "save_every", "keep", "log_every", "tensorboard")
+}
 """Keys that a resumed run may change: they do not change what is computed. So may all of `evaluate`."""
 
 Logged = dict[str, Any]
@@ -143,7 +144,7 @@ class Run:
         distributed.mean_statistics(self.clip, self.world)
         if self.world.first:
             scaler = self.scaler.state_dict() if self.scaler else {}
-            facts = Facts(step=self.step, recipe=msgspec.to_builtins(self.recipe), scaler=scaler)
+            facts = Facts(step=self.step, recipe=self.recipe.plain, scaler=scaler)
             write_state(self.folder / STATES, facts, collect(self.modules, self.optimizer), keep=self.recipe.loop.keep)
         distributed.wait(self.world)
 
@@ -238,7 +239,7 @@ def _require_same(was: dict[str, Any], recipe: Recipe, folder: Path) -> None:
     Raises:
         UsageError: naming the first key that decides the result and differs.
     """
-    before, now = _flat(was), _flat(msgspec.to_builtins(recipe))
+    before, now = _flat(was), _flat(recipe.plain)
     for key in sorted(before.keys() | now.keys()):
         changed = before.get(key) != now.get(key)
         if changed and key not in FREE and not key.startswith("evaluate."):
@@ -254,5 +255,5 @@ def _flat(table: dict[str, Any], prefix: str = "") -> dict[str, Any]:
         if isinstance(value, dict):
             flat |= _flat(value, f"{prefix}{key}.")
         else:
-            flat[prefix + key] = list(value) if isinstance(value, tuple) else value
+            flat[prefix + key] = value
     return flat

@@ -22,7 +22,8 @@ class Objective(nn.Module):
         super().__init__()
         self._multi_positive = recipe.loop.multi_positive
         self._contrastive = recipe.distill.contrastive if recipe.distill else 1.0
-        self._weights: dict[str, float] = {str(k): w for k, w in recipe.distill.weights.items()} if recipe.distill else {}
+        weights = recipe.distill.weights if recipe.distill else {}
+        self._weights: dict[str, float] = {str(name): weight for name, weight in weights.items()}
         self.distiller = distiller
 
     def forward(
@@ -48,8 +49,9 @@ class Objective(nn.Module):
         losses = {"contrastive": contrastive(image, text, scale, positives=positives, rows=rows)}
         total = self._contrastive * losses["contrastive"]
         if self.distiller is not None:
+            taught = self.distiller.loss(image, text, scale, list(teachers), positives=positives)
             share = (rows.stop - rows.start) / len(image)
-            for name, value in self.distiller.loss(image, text, scale, list(teachers)).items():
+            for name, value in taught.items():
                 losses[name] = value * share
                 total = total + self._weights[name] * losses[name]
         return {**losses, "loss": total}

@@ -235,6 +235,12 @@ class Recipe(Table, frozen=True, kw_only=True):
             raise ValueError('`loop.epochs` needs `data.cache` of "memory" or "disk": streams have no length')
 
     @property
+    def plain(self) -> dict[str, Any]:
+        """The recipe as JSON has it."""
+        tables: dict[str, Any] = msgspec.json.decode(msgspec.json.encode(self))
+        return tables
+
+    @property
     def digest(self) -> str:
         """SHA-256 of the decoded recipe: the same for the same run, however it was written."""
         return hashlib.sha256(msgspec.json.encode(self, order="deterministic")).hexdigest()

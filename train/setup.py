@@ -17,7 +17,8 @@ from edgeclip.train.data.batch import TeacherStore
 from edgeclip.train.data.cached import CachedData, load_cached
 from edgeclip.train.data.captions import every_text
 from edgeclip.train.data.loader import CachedLoader, Loader, Share, Views
-from edgeclip.train.data.sources import Shard, open_shards
+from edgeclip.train.data.sample import Shard
+from edgeclip.train.data.sources import open_shards
 from edgeclip.train.data.stream import StreamLoader
 from edgeclip.train.data.text import Texts, open_tokenizer
 from edgeclip.train.distributed import World
@@ -27,9 +28,8 @@ from edgeclip.train.models.layers import Transformer
 from edgeclip.train.recipe import Distill, Recipe, resolve
 
 if TYPE_CHECKING:
-    from edgeclip.train.distill import Distiller
-
     from edgeclip.train.checkpoints import Checkpoint
+    from edgeclip.train.distill import Distiller
     from edgeclip.train.teachers import Teachers
 
 Begin = Callable[[str], None]

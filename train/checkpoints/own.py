@@ -8,6 +8,7 @@ import tempfile
 from pathlib import Path
 
 import msgspec
+from safetensors import SafetensorError
 from safetensors.torch import save_file
 
 from edgeclip.errors import CheckpointError, ExportExistsError, ResourceError, UsageError
@@ -62,8 +63,9 @@ def save_checkpoint(
         fresh.mkdir()
         try:
             _write(clip, fresh, preprocess, files, licence)
-        except OSError as exc:
-            raise ResourceError(f"{folder.name}: cannot be written: {exc.strerror or exc}") from exc
+        except (OSError, SafetensorError) as exc:  # the library has its own error for a full disk
+            reason = getattr(exc, "strerror", None) or exc
+            raise ResourceError(f"{folder.name}: cannot be written: {reason}", hint="free some space") from exc
         fresh.rename(folder)
     return folder
 

@@ -20,7 +20,7 @@ from edgeclip.errors import DataError, InputError, ResourceError
 from edgeclip.manifest import Preprocess
 from edgeclip.preprocess import preprocess
 from edgeclip.train.data.damage import Damage
-from edgeclip.train.data.sources import Sample, Shard
+from edgeclip.train.data.sample import Sample, Shard
 
 Pixels = NDArray[np.uint8]
 Progress = Callable[[int], None]

@@ -8,8 +8,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgeclip.train.data.batch import Seeds
+from edgeclip.train.data.sample import Sample
 from edgeclip.train.data.seeds import key_id, uniform
-from edgeclip.train.data.sources import Sample
 from edgeclip.train.recipe import Data
 
 _STREAM = 2

@@ -39,7 +39,7 @@ class Damage:
         Raises:
             DataError: there are too many of them by now.
         """
-        self.samples.append(f"{key}: {_reason(exc)}")
+        self.samples.append(f"{key}: {_reason(exc).removeprefix(f'{key}: ')}")
         if self.read + len(self.samples) >= _ENOUGH:
             self._judge_samples()
 
@@ -53,7 +53,6 @@ class Damage:
         Raises:
             DataError: more is damaged than may be.
         """
-        self._judge_samples()
         share = len(self.shards) / max(self.shards_read, 1)
         if share > self.allowed:
             raise DataError(
@@ -61,6 +60,7 @@ class Damage:
                 f"{self.allowed:.1%} may: {_some(self.shards)}",
                 hint="get them again, or raise data.max_bad",
             )
+        self._judge_samples()
         if self.samples or self.shards:
             some = _some([*self.samples, *self.shards])
             warnings.warn(

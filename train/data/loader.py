@@ -16,8 +16,8 @@ from edgeclip.train.data import augment
 from edgeclip.train.data.batch import Batch, Indices, Seeds, TeacherStore
 from edgeclip.train.data.cached import CachedData, Pixels
 from edgeclip.train.data.captions import caption_keys, choose_all
+from edgeclip.train.data.sample import Sample
 from edgeclip.train.data.seeds import key_ids, uniform, view_seeds
-from edgeclip.train.data.sources import Sample
 from edgeclip.train.data.text import Texts
 from edgeclip.train.recipe import Recipe
 

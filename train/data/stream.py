@@ -14,8 +14,8 @@ from edgeclip.train.data.batch import Batch
 from edgeclip.train.data.cached import Pixels, decode_one
 from edgeclip.train.data.damage import Damage
 from edgeclip.train.data.loader import ALONE, Share, Views
+from edgeclip.train.data.sample import Sample, Shard
 from edgeclip.train.data.seeds import key_ids
-from edgeclip.train.data.sources import Sample, Shard
 
 _AHEAD = 4
 """Batches that a worker decodes ahead."""
