@@ -200,11 +200,20 @@ def test_loaded_bytes_are_the_hashed_bytes_when_the_file_is_swapped_between(
     original = (folder / WEIGHTS).read_bytes()
     sha256 = hashlib.sha256
 
-    def swapping(*args: Any) -> Any:
-        (folder / WEIGHTS).write_bytes(b"evil" * (len(original) // 4))
-        return sha256(*args)
+    class Swapping:
+        """Overwrites the file after it was read, before what was read is hashed."""
 
-    monkeypatch.setattr(hashlib, "sha256", swapping)
+        def __init__(self) -> None:
+            self.inner = sha256()
+
+        def update(self, data: Any) -> None:
+            (folder / WEIGHTS).write_bytes(b"evil" * (len(original) // 4))
+            self.inner.update(data)
+
+        def hexdigest(self) -> str:
+            return self.inner.hexdigest()
+
+    monkeypatch.setattr(hashlib, "sha256", Swapping)
     assert bundle.read(WEIGHTS) == original
     with pytest.raises(BundleIntegrityError, match=WEIGHTS):
         bundle.read(WEIGHTS)
