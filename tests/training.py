@@ -74,6 +74,7 @@ def colours(folder: Path, count: int = 96, shards: int = 2) -> Path:
 
 def tables(folder: Path, **changes: Any) -> dict[str, Any]:
     """A recipe of the toy model on `colours`, as plain tables; `changes` by dotted keys with `__` for the dot."""
+    folder.mkdir(parents=True, exist_ok=True)
     colours(folder / "data")
     (folder / "toy.json").write_bytes(msgspec.json.encode(toy_config()))
     plain: dict[str, Any] = {
@@ -139,3 +140,19 @@ def decode_again(folder: Path, extra: dict[str, Any]) -> Recipe:
 def preprocess() -> Preprocess:
     """The toy model's."""
     return Preprocess(size=SIDE, mean=(0.5, 0.5, 0.5), std=(0.25, 0.25, 0.25))
+
+
+def test_set(folder: Path, count: int = 12) -> Path:
+    """A test set of pictures in four colours."""
+    (folder / "test").mkdir(parents=True)
+    rng = np.random.default_rng(0)
+    names = list(COLOURS)
+    members: dict[str, bytes] = {}
+    for i in range(count):
+        members[f"{i:03d}.jpg"] = picture(COLOURS[names[i % 4]], rng)
+        members[f"{i:03d}.cls"] = str(i % 4).encode()
+    shard(folder / "test" / "0.tar", members)
+    (folder / "test" / "nshards.txt").write_text("1\n")
+    (folder / "classnames.txt").write_text("\n".join(names))
+    (folder / "zeroshot_classification_templates.txt").write_text("a {c} thing.\nall {c}\n")
+    return folder

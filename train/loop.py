@@ -17,10 +17,11 @@ from edgeclip.train import distributed, optimizer
 from edgeclip.train.checkpoints import save_checkpoint
 from edgeclip.train.data.loader import prefetched
 from edgeclip.train.distributed import World
+from edgeclip.train.evaluate import Evaluator, Score
 from edgeclip.train.metrics import Metrics
 from edgeclip.train.models.clip import Clip
 from edgeclip.train.objective import Objective
-from edgeclip.train.recipe import Recipe
+from edgeclip.train.recipe import Recipe, resolve
 from edgeclip.train.setup import TOKENIZER, Begin, Parts, assemble
 from edgeclip.train.state import Facts, State, collect, newest_state, restore, write_state
 from edgeclip.train.step import Step
@@ -73,6 +74,8 @@ class Run:
         """Steps that are done."""
         self.steps = recipe.loop.steps or _steps(recipe, parts)
         """Steps in all."""
+        self.scores: list[Score] = []
+        """Of the trained model, once it is."""
         self.clip: Clip = parts.clip.to(world.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.objective = Objective(recipe, parts.distiller).to(world.device)
         self.optimizer = optimizer.adamw([self.clip, self.objective], recipe.optimizer)
@@ -89,6 +92,7 @@ class Run:
             scaler=self.scaler,
             teach=parts.teachers,
         )
+        self._evaluator = _evaluator(recipe, parts)
         distributed.same_everywhere(self.clip, world)
         distributed.same_everywhere(self.objective, world)
 
@@ -124,7 +128,10 @@ class Run:
                 self._report(metrics, values, on_step)
                 if self.step >= self.steps:
                     break
-        return self.finish()
+            self.finish()
+            self.scores = self.evaluate()
+            self._report_scores(metrics, self.scores)
+        return self.checkpoint
 
     def advance(self, batch: Any) -> Logged:
         """One step."""
@@ -161,6 +168,14 @@ class Run:
     def trained(self) -> Clip:
         """The model as it is now, averaged where the recipe says so."""
         return self.clip if self.average is None else cast("Clip", self.average.module)
+
+    def evaluate(self) -> list[Score]:
+        """Scores of the model as it is now; none without test sets, or where this is not the first rank."""
+        if self._evaluator is None:
+            return []
+        scores = self._evaluator(self.trained()) if self.world.first else []
+        distributed.wait(self.world)
+        return scores
 
     def finish(self) -> Path:
         """Write the last state and the checkpoint.
@@ -208,8 +223,14 @@ class Run:
         if metrics is not None and (self.step % every.log_every == 0 or self.step == self.steps):
             metrics.write(self.step, values)
         on_step(self.step, values)
+        if self.recipe.evaluate.every and self.step % self.recipe.evaluate.every == 0 and self.step < self.steps:
+            self._report_scores(metrics, self.evaluate())
         if every.save_every and self.step % every.save_every == 0 and self.step < self.steps:
             self.save()
+
+    def _report_scores(self, metrics: Metrics | None, scores: list[Score]) -> None:
+        if metrics is not None and scores:
+            metrics.write(self.step, {f"{score.data}/{score.metric}": round(score.value, 5) for score in scores})
 
     def _metrics(self) -> Any:
         """The first rank's metrics; nothing for the others."""
@@ -221,6 +242,13 @@ class Run:
 def _steps(recipe: Recipe, parts: Parts) -> int:
     assert parts.loader.steps_per_epoch is not None  # a recipe with epochs has data of known length
     return max(1, round(recipe.loop.epochs * parts.loader.steps_per_epoch))
+
+
+def _evaluator(recipe: Recipe, parts: Parts) -> Evaluator | None:
+    if not recipe.evaluate.folder:
+        return None
+    folder = resolve(recipe.evaluate.folder)
+    return Evaluator(folder, parts.preprocess, parts.texts, recipe.evaluate.sets, recipe.evaluate.limit)
 
 
 def _find_state(folder: Path, recipe: Recipe, *, resume: bool) -> State | None:

@@ -43,6 +43,7 @@ class Parts:
     clip: Clip
     preprocess: Preprocess
     tokenizer: bytes
+    texts: Texts
     loader: Loader
     teachers: Teachers | None = None
     distiller: Distiller | None = None
@@ -74,7 +75,7 @@ def assemble(recipe: Recipe, folder: Path, world: World, begin: Begin) -> Parts:
     views = Views(recipe, texts, stores)
     share = Share(world.rank, world.ranks)
     loader: Loader = StreamLoader(shards, views, share) if data is None else CachedLoader(data, views, share)
-    return Parts(clip, preprocess, tokenizer, loader, teachers, distiller)
+    return Parts(clip, preprocess, tokenizer, texts, loader, teachers, distiller)
 
 
 def read_config(architecture: str) -> ClipConfig:

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
-from edgeclip.train.distill import TeacherBatch
 
 from edgeclip.errors import UsageError
 from edgeclip.manifest import Preprocess
@@ -14,6 +14,7 @@ from edgeclip.train.checkpoints import build, read_checkpoint
 from edgeclip.train.data import augment
 from edgeclip.train.data.batch import Batch, TeacherStore
 from edgeclip.train.data.text import Texts, open_tokenizer
+from edgeclip.train.distill import TeacherBatch
 from edgeclip.train.distributed import World
 from edgeclip.train.models.clip import Clip
 from edgeclip.train.recipe import Recipe, resolve
@@ -29,6 +30,8 @@ class Teacher:
     texts: Texts
     device: torch.device
     precision: str
+    sha256: str
+    """Of the weights."""
 
     @torch.no_grad()
     def __call__(self, batch: Batch) -> TeacherBatch:
@@ -70,7 +73,7 @@ def open_teachers(recipe: Recipe, world: World) -> Teachers:
     """
     settings = recipe.distill
     assert settings is not None
-    running = [_open(str(resolve(path)), recipe, world) for path in settings.teacher]
+    running = [open_teacher(resolve(path), recipe, world.device) for path in settings.teacher]
     stores = []
     if settings.stored:
         from edgeclip.train.reinforce import open_store
@@ -82,11 +85,17 @@ def open_teachers(recipe: Recipe, world: World) -> Teachers:
     return Teachers(running, stores, dims, [store.scale for store in stores])
 
 
-def _open(path: str, recipe: Recipe, world: World) -> Teacher:
+def open_teacher(path: Path, recipe: Recipe, device: torch.device) -> Teacher:
+    """A checkpoint that computes as the recipe's loop does.
+
+    Raises:
+        CheckpointError: it cannot be read.
+        UsageError: it has no tokenizer.
+    """
     checkpoint = read_checkpoint(path)
     if checkpoint.tokenizer is None or not checkpoint.tokenizer.is_file():
         raise UsageError(f"{path}: the teacher brings no tokenizer.json", hint="put it into its folder")
     tokenizer = open_tokenizer(checkpoint.tokenizer.read_bytes(), checkpoint.config.text, path)
     clip = build(checkpoint).requires_grad_(False)
-    clip = clip.to(world.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
-    return Teacher(clip, checkpoint.preprocess, Texts(tokenizer), world.device, recipe.loop.precision)
+    clip = clip.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    return Teacher(clip, checkpoint.preprocess, Texts(tokenizer), device, recipe.loop.precision, checkpoint.sha256)

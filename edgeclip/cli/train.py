@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -15,7 +15,6 @@ from edgeclip.cli.options import need
 from edgeclip.cli.output import Output
 
 if TYPE_CHECKING:
-    from edgeclip.train.evaluate import Score
     from edgeclip.train.loop import Run
     from edgeclip.train.recipe import Recipe
 
@@ -66,14 +65,13 @@ def train(output: Output, recipe: Recipe, *, resume: bool) -> None:
         run = preparing.__enter__()
     try:
         last = _train(output, run)
-        scores = _evaluate(output, run)
     except BaseException as exc:
         if not preparing.__exit__(type(exc), exc, exc.__traceback__):
             raise
     else:
         preparing.__exit__(None, None, None)
         if run.world.first:
-            show(output, run, last, scores, time.perf_counter() - began)
+            show(output, run, last, time.perf_counter() - began)
 
 
 def _train(output: Output, run: Run) -> dict[str, Any]:
@@ -88,19 +86,19 @@ def _train(output: Output, run: Run) -> dict[str, Any]:
     return last
 
 
-def _evaluate(output: Output, run: Run) -> Sequence[Score]:
-    return ()
-
-
-def show(output: Output, run: Run, last: dict[str, Any], scores: Sequence[Score], seconds: float) -> None:
+def show(output: Output, run: Run, last: dict[str, Any], seconds: float) -> None:
     """Print where the checkpoint is and how good it was."""
     output.document |= {
         "checkpoint": str(run.checkpoint),
         "steps": run.steps,
         "recipe_sha256": run.recipe.digest,
         "last": last,
+        "scores": run.scores,
         "elapsed_s": round(seconds, 3),
     }
+    if run.scores:
+        rows = [[s.data, s.metric, f"{s.value:.1%}", f"{s.low:.1%} to {s.high:.1%}", str(s.n)] for s in run.scores]
+        output.table("Evaluation", ("data", "metric", "value", "95 % interval", "images"), rows)
     output.line(f"{run.checkpoint}: {run.steps} steps in {seconds:.0f} s{_loss(last)}")
 
 
