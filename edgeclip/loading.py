@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -15,27 +14,13 @@ from edgeclip.cpus import available_cpus
 from edgeclip.errors import BundleNotFoundError, UsageError
 from edgeclip.manifest import Precision, Tower
 from edgeclip.model import Model, ModelInfo
+from edgeclip.request import Request
 from edgeclip.resources import exhaustion
 from edgeclip.selection import Selection, select
 from edgeclip.textcache import TextCache
 from edgeclip.tokenizer import Tokenizer
 
 BUILT_IN = Path(__file__).parent / "assets" / "built-in.edgeclip"
-
-
-@dataclass(frozen=True)
-class Request:
-    """Everything that `load` was asked for: a model is made again from it, in another process for instance."""
-
-    path: Path
-    backend: str = "auto"
-    precision: Precision | None = None
-    tower: Tower | None = None
-    device: str = "cpu"
-    compute: Compute = "f32"
-    threads: int | None = None
-    expect_digest: str | None = None
-    text_cache: bool = True
 
 
 def load(
@@ -108,7 +93,7 @@ def _open_model(request: Request) -> Model:
     sessions = _sessions(selection, files, options)
     info = _info(bundle, selection, sessions)
     cache = TextCache(info.fingerprint, info.embed_dim) if request.text_cache else None
-    return Model(request, bundle, info, sessions, tokenizer, cache)
+    return Model(request, open_model, bundle, info, sessions, tokenizer, cache)
 
 
 def _verified(bundle: Bundle, selection: Selection) -> dict[Tower, Files]:

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import asdict, dataclass, replace
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Literal, overload
 
@@ -18,11 +18,11 @@ from edgeclip.bundle import Bundle
 from edgeclip.errors import ForkedModelError, ModelClosedError, NonFiniteError, UsageError
 from edgeclip.manifest import Precision, Tower
 from edgeclip.pixels import PixelBatch, Skipped, batches
+from edgeclip.request import Request
 from edgeclip.textcache import TextCache, key
 from edgeclip.tokenizer import Tokenizer
 
 if TYPE_CHECKING:
-    from edgeclip.loading import Request
     from edgeclip.preprocess import Image
 
 BATCH_SIZE = 32
@@ -87,6 +87,7 @@ class Model:
     def __init__(
         self,
         request: Request,
+        reopen: Callable[[Request], Model],
         bundle: Bundle,
         info: ModelInfo,
         sessions: dict[Tower, Session],
@@ -96,6 +97,7 @@ class Model:
         self.bundle = bundle
         self.info = info
         self._request = request
+        self._reopen = reopen
         self._sessions = sessions
         self._tokenizer = tokenizer
         self._text_cache = text_cache
@@ -223,11 +225,7 @@ class Model:
 
     def __reduce__(self) -> tuple[Any, tuple[Any, ...]]:
         """Pickles as the recipe that loads it again: path, digest and options; never weights."""
-        from dataclasses import replace
-
-        from edgeclip.loading import open_model
-
-        return open_model, (replace(self._request, expect_digest=self.bundle.digest),)
+        return self._reopen, (replace(self._request, expect_digest=self.bundle.digest),)
 
     def __repr__(self) -> str:
         i = self.info

@@ -1,0 +1,24 @@
+"""What `load` was asked for."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from edgeclip.backends.base import Compute
+from edgeclip.manifest import Precision, Tower
+
+
+@dataclass(frozen=True)
+class Request:
+    """Everything that `load` was asked for: a model is made again from it, in another process for instance."""
+
+    path: Path
+    backend: str = "auto"
+    precision: Precision | None = None
+    tower: Tower | None = None
+    device: str = "cpu"
+    compute: Compute = "f32"
+    threads: int | None = None
+    expect_digest: str | None = None
+    text_cache: bool = True
