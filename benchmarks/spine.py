@@ -1,0 +1,342 @@
+"""edgeclip beside Hugging Face transformers, with the same weights: `python -m edgeclip.benchmarks.spine`."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import click
+
+from edgeclip.benchmarks import calls, cold, environment, photographs, report, results, sides, timing
+from edgeclip.benchmarks.calls import Contender
+from edgeclip.benchmarks.cold import Child
+from edgeclip.benchmarks.prepare import Materials, prepare
+from edgeclip.benchmarks.report import Report
+from edgeclip.benchmarks.results import Goal, Group
+from edgeclip.benchmarks.sides import MAIN, PEER, PEER_BF16, Sides
+from edgeclip.cpus import available_cpus
+from edgeclip.errors import EdgeClipError
+
+BATCHES = (1, 32)
+PARTS = ("cold", "cli", "image", "text", "preprocess", "file", "folder")
+ONE_TOWER = ", image tower only"
+OURS = "edgeclip"
+BARE = "python -c pass"
+HELP = "python -m edgeclip --help"
+STOLEN = 0.01
+SLOWED = 1.05
+
+
+@dataclass(frozen=True)
+class Budget:
+    """How long a run may take."""
+
+    seconds: float
+    """Per contender and group."""
+    queries: int
+    """At least, per contender and group."""
+    processes: int
+    """At least, per whole process that is timed."""
+    passes: int
+    """Over the folder, per contender."""
+    folder: int
+    """Photographs in it."""
+    patience: float
+    """Seconds that each group waits for other processes to end."""
+
+
+STANDARD = Budget(seconds=20.0, queries=15, processes=5, passes=6, folder=500, patience=60.0)
+QUICK = Budget(seconds=3.0, queries=6, processes=3, passes=2, folder=60, patience=2.0)
+
+
+@dataclass(frozen=True)
+class Bench:
+    """One run: what it measures with, and where it says how far it is."""
+
+    materials: Materials
+    budget: Budget
+    threads: int
+    say: Callable[[str], None]
+
+    @contextmanager
+    def quietly(self, title: str) -> Iterator[list[str]]:
+        """Wait for the machine to be quiet; yields flags, which are complete at the end."""
+        self.say(title)
+        if not environment.wait_for_quiet(results.BUSY, self.budget.patience):
+            self.say("  other processes are running: this will be flagged")
+        flags: list[str] = []
+        others = environment.Others()
+        yield flags
+        if (share := others.share()) > results.BUSY:
+            flags.append(f"busy: others took {share:.1f} CPUs")
+
+    def time(
+        self,
+        key: str,
+        title: str,
+        contenders: Mapping[str, Contender],
+        missing: Mapping[str, str],
+    ) -> Group:
+        """Time calls in this process, in milliseconds."""
+        # Engines plan anew for every shape: each argument once before the clock starts.
+        warmup = max(3, *(contender.distinct for contender in contenders.values()))
+        budget = self.budget
+        with self.quietly(title) as flags:
+            seconds = timing.time_calls(contenders, budget_s=budget.seconds, min_queries=budget.queries, warmup=warmup)
+        samples = {name: some * 1e3 for name, some in seconds.items()}
+        return results.group(key, title, "ms", samples, missing=missing, flags=flags)
+
+
+def image(bench: Bench, both: Sides) -> list[Group]:
+    """Image towers on pixels that are ready."""
+    return [
+        bench.time(
+            f"image/{batch}",
+            f"Image encode, batch {batch}, pixels ready",
+            calls.image_encode(both, bench.materials, batch),
+            both.missing,
+        )
+        for batch in BATCHES
+    ]
+
+
+def text(bench: Bench, both: Sides) -> list[Group]:
+    """Text towers, from strings."""
+    missing = _engines(both)
+    return [
+        bench.time(
+            f"text/{batch}", f"Text encode, batch {batch}, from strings", calls.text_encode(both, batch), missing
+        )
+        for batch in BATCHES
+    ]
+
+
+def preprocess(bench: Bench, both: Sides) -> list[Group]:
+    """Files to pixels."""
+    return [
+        bench.time(
+            f"preprocess/{size:g}",
+            f"Decode and preprocess, {size:g} megapixels",
+            calls.preprocessing(both, bench.materials, size),
+            {},
+        )
+        for size in photographs.SIZES
+    ]
+
+
+def file(bench: Bench, both: Sides) -> list[Group]:
+    """Files to embeddings, one at a time."""
+    return [
+        bench.time(
+            f"file/{size:g}",
+            f"File to embedding, {size:g} megapixels",
+            calls.file_to_embedding(both, bench.materials, size),
+            _engines(both),
+        )
+        for size in photographs.SIZES
+    ]
+
+
+def folder(bench: Bench, both: Sides) -> list[Group]:
+    """A folder of files to embeddings: throughput."""
+    paths = bench.materials.folder
+    title = f"Folder of {len(paths)} photographs to embeddings"
+    contenders = calls.folder(both, paths)
+    with bench.quietly(title) as flags:
+        for warm in calls.folder(both, paths[:32]).values():
+            warm()
+        seconds = timing.time_calls(contenders, budget_s=0, min_queries=bench.budget.passes, warmup=0)
+    rates = {name: len(paths) / samples for name, samples in seconds.items()}
+    missing = _engines(both)
+    return [results.group("folder", title, "images/s", rates, missing=missing, higher_is_better=True, flags=flags)]
+
+
+def cold_start(bench: Bench) -> list[Group]:
+    """Whole processes up to one embedding: time, CPU time and memory."""
+    with bench.quietly("Cold start, whole processes") as flags:
+        found = _processes(bench, _embedding_processes(bench))
+    embedding = {name: pairs for name, pairs in found.items() if name != BARE}
+    walls = {name: timing.column(pairs, lambda one: one.wall_s) for name, pairs in embedding.items()}
+    cpus = {name: timing.column(pairs, lambda one: one.cpu_s) for name, pairs in embedding.items()}
+    peaks = {name: timing.column(pairs, lambda one: one.peak_mb) for name, pairs in embedding.items()}
+    bare = timing.column(found[BARE], lambda one: one.peak_mb)
+    title = "Process start to first embedding of a 0.3-megapixel file"
+    groups = [
+        results.group("cold/wall", title, "s", walls, flags=flags),
+        results.group("cold/cpu", f"{title}, CPU time to the process's end", "CPU s", cpus, flags=flags),
+    ]
+    if bare.min() > 0:
+        over = {name: peak - bare for name, peak in peaks.items()}
+        groups.append(results.group("memory/peak", "Peak memory of that process", "MB", peaks))
+        groups.append(results.group("memory/over", "The same, over a bare interpreter", "MB", over))
+    return groups
+
+
+def command_line(bench: Bench) -> list[Group]:
+    """What the command line and the import cost before they do anything."""
+    commands = {BARE: cold.nothing(), HELP: cold.cli_help(), "import edgeclip": cold.bare_import()}
+    with bench.quietly("Command line, CPU time") as flags:
+        found = _processes(bench, commands)
+    cpus = {name: timing.column(pairs, lambda one: one.cpu_s * 1e3) for name, pairs in found.items()}
+    return [results.group("cli", "CPU time of a process", "CPU ms", cpus, differences=True, flags=flags)]
+
+
+def _embedding_processes(bench: Bench) -> dict[str, list[str]]:
+    made, photograph = bench.materials, bench.materials.singles[0.3][0]
+    return {
+        PEER: cold.peer_embedding(made.checkpoint, photograph, bench.threads),
+        PEER + ONE_TOWER: cold.peer_embedding(made.checkpoint, photograph, bench.threads, image_only=True),
+        OURS: cold.embedding(made.bundle, photograph),
+        OURS + ONE_TOWER: cold.embedding(made.bundle, photograph, "image"),
+        BARE: cold.bare(),
+    }
+
+
+def _processes(bench: Bench, commands: Mapping[str, list[str]]) -> dict[str, list[tuple[Child, Child]]]:
+    budget = bench.budget
+    return timing.interleave(commands, cold.run, budget_s=budget.seconds, min_queries=budget.processes, warmup=1)
+
+
+def _engines(both: Sides) -> dict[str, str]:
+    """What is missing, the peer's variants left out."""
+    return {label: reason for label, reason in both.missing.items() if label != PEER_BF16}
+
+
+IN_PROCESS: dict[str, Callable[[Bench, Sides], list[Group]]] = {
+    "image": image,
+    "text": text,
+    "preprocess": preprocess,
+    "file": file,
+    "folder": folder,
+}
+WHOLE: dict[str, Callable[[Bench], list[Group]]] = {"cold": cold_start, "cli": command_line}
+
+
+def goals(groups: list[Group]) -> list[Goal]:
+    """What the project promises."""
+
+    def held(name: str, bound: float, key: str, contender: str, *, at_most: bool = False) -> Goal:
+        return results.goal(name, bound, results.find(groups, key), contender, at_most=at_most)
+
+    return [
+        held("12-megapixel file to embedding, f32", 3.0, "file/12", MAIN),
+        held("12-megapixel file to embedding, bf16", 3.0, "file/12", sides.BF16),
+        held("cold start to first embedding, both towers", 5.0, "cold/wall", OURS),
+        held("cold start to first embedding, image tower only", 5.0, "cold/wall", OURS + ONE_TOWER),
+        held("folder of photographs, f32", 2.0, "folder", MAIN),
+        held("CPU time of --help over bare Python", 60.0, "cli", HELP, at_most=True),
+    ]
+
+
+def measure(bench: Bench, parts: tuple[str, ...], found: Report) -> None:
+    """Run the parts; whole processes first, while this one has no thread pools."""
+    stolen, started = environment.stolen_s(), time.monotonic()
+    for part, whole in WHOLE.items():
+        if part in parts:
+            _add(found, whole(bench))
+    both = sides.load(bench.materials, bench.threads)
+    found.config["attention"] = both.peer.attention
+    bench.say("the same files and captions through both sides")
+    found.agreement = sides.compare(both, [*bench.materials.photographs(), *bench.materials.folder[:8]])
+    for part, inside in IN_PROCESS.items():
+        if part in parts:
+            _add(found, inside(bench, both))
+    both.close()
+    found.canary_ms.append(timing.canary() * 1e3)
+    if any("busy" in flag for group in found.groups for flag in group.flags):
+        found.flags.append("busy: other processes ran at times")
+    if environment.stolen_s() - stolen > STOLEN * bench.threads * (time.monotonic() - started):
+        found.flags.append("virtualised: other guests took CPU time")
+    if max(found.canary_ms) > SLOWED * min(found.canary_ms):
+        found.flags.append("device_slowed: a fixed piece of work took over 5 % longer at times")
+    found.goals = goals(found.groups)
+
+
+def _add(found: Report, groups: list[Group]) -> None:
+    found.canary_ms.append(timing.canary() * 1e3)
+    found.groups += groups
+
+
+def _config(budget: Budget, threads: int, made: Materials, *, quick: bool) -> dict[str, Any]:
+    return {
+        "mode": "quick: not comparable" if quick else "standard",
+        "threads": threads,
+        "budget_s": budget.seconds,
+        "min_queries": budget.queries,
+        "folder_passes": budget.passes,
+        "batches": BATCHES,
+        "control": MAIN,
+        "inputs": {"n": len(made.folder), "sha256": photographs.digest(made.folder), "mix": photographs.MIX},
+        "seed": timing.SEED,
+    }
+
+
+@click.command()
+@click.option(
+    "--tokenizer", type=click.Path(exists=True, dir_okay=False, path_type=Path), required=True, help="OpenAI's merges."
+)
+@click.option(
+    "--budget", type=float, default=STANDARD.seconds, show_default=True, help="Seconds per contender and group."
+)
+@click.option("--quick", is_flag=True, help="Three seconds, a small folder; not comparable, and not written to docs/.")
+@click.option("--only", multiple=True, type=click.Choice(PARTS), help="Only these parts.")
+@click.option("--threads", type=click.IntRange(min=1), help="Of both sides; those that this process may use.")
+@click.option(
+    "--work", type=click.Path(path_type=Path), default=Path("build/bench"), show_default=True, help="Kept files."
+)
+@click.option("--output", type=click.Path(path_type=Path), help="Folder of the reports; docs/reports by default.")
+def main(
+    tokenizer: Path,
+    budget: float,
+    quick: bool,
+    only: tuple[str, ...],
+    threads: int | None,
+    work: Path,
+    output: Path | None,
+) -> None:
+    """Measure edgeclip beside transformers with the same weights. About half an hour."""
+    allowed = QUICK if quick else replace(STANDARD, seconds=budget)
+    try:
+        _run(tokenizer, allowed, only or PARTS, threads or available_cpus(), work, output, quick=quick)
+    except EdgeClipError as exc:
+        raise click.ClickException(str(exc)) from exc
+
+
+def _run(
+    tokenizer: Path,
+    budget: Budget,
+    parts: tuple[str, ...],
+    threads: int,
+    work: Path,
+    output: Path | None,
+    *,
+    quick: bool,
+) -> None:
+    say = _Progress()
+    made = prepare(work, tokenizer, budget.folder, say)
+    found = Report(environment.describe(threads), _config(budget, threads, made, quick=quick))
+    measure(Bench(made, budget, threads, say), parts, found)
+    whole = not quick and set(parts) == set(PARTS)
+    folder = output or (Path("docs/reports") if whole else work / "reports")
+    report.to_terminal(found, sys.stdout)
+    for path in report.write(found, folder):
+        say(f"written: {path}")
+
+
+class _Progress:
+    """Lines on standard error, with the time since the start."""
+
+    def __init__(self) -> None:
+        self._started = time.monotonic()
+
+    def __call__(self, text: str) -> None:
+        click.echo(f"[{time.monotonic() - self._started:6.1f} s] {text}", err=True)
+
+
+if __name__ == "__main__":
+    main()
