@@ -149,6 +149,8 @@ class Run:
     def save(self) -> None:
         """Write a state; of several ranks, the first does."""
         distributed.mean_statistics(self.clip, self.world)
+        if self.average is not None:
+            optimizer.take_statistics(self.average.module, self.clip)
         if self.world.first:
             scaler = self.scaler.state_dict() if self.scaler else {}
             facts = Facts(step=self.step, recipe=self.recipe.plain, scaler=scaler)

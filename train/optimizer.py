@@ -54,3 +54,10 @@ def clamp_scale(logit_scale: Tensor) -> None:
 def averaged(model: nn.Module, decay: float) -> AveragedModel:
     """An exponential moving average of the weights; buffers are the model's own."""
     return AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(decay))  # type: ignore[no-untyped-call]
+
+
+@torch.no_grad()
+def take_statistics(average: nn.Module, model: nn.Module) -> None:
+    """Give an averaged model the running statistics of the model itself."""
+    for ours, theirs in zip(average.buffers(), model.buffers(), strict=True):
+        ours.copy_(theirs)
