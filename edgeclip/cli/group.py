@@ -16,6 +16,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "export": ("edgeclip.cli.export", "Turn a CLIP checkpoint into a bundle, or add to one."),
     "train": ("edgeclip.cli.train", "Train a CLIP model from a recipe."),
     "distill": ("edgeclip.cli.distill", "Train a small CLIP model that learns from larger ones."),
+    "reinforce": ("edgeclip.cli.reinforce", "Store what a teacher says of the data, for students to learn from."),
     "verify": ("edgeclip.cli.verify", "Check a bundle's files, and that this device computes what it should."),
     "inspect": ("edgeclip.cli.inspect", "Show what a bundle or a checkpoint is."),
     "embed": ("edgeclip.cli.embed", "Embed images and texts."),

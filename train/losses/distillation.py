@@ -90,7 +90,10 @@ def ensemble(
 
 
 def feature_l2(student: Tensor, teacher: Tensor) -> Tensor:
-    """Mean over the batch of the squared distance of [B, D]. Source: CLIP-KD, arXiv 2307.12732, feature distillation."""
+    """Mean over the batch of the squared distance of [B, D].
+
+    Source: CLIP-KD, arXiv 2307.12732, feature distillation.
+    """
     return (student - teacher.detach()).square().sum(dim=-1).mean()
 
 
