@@ -10,7 +10,7 @@ from typing import Any, TextIO
 
 from edgeclip.benchmarks.results import BUSY, CONTROL, Goal, Group, Row
 from edgeclip.benchmarks.sides import Agreement
-from edgeclip.benchmarks.timing import P90_NEEDS, RESAMPLES, Estimate
+from edgeclip.benchmarks.timing import P90_NEEDS, PAUSE_S, RESAMPLES, Estimate
 from edgeclip.cli import tables
 
 SCHEMA = "edgeclip.spine/1"
@@ -155,8 +155,9 @@ def _method(report: Report) -> str:
         f"its own processor and `CLIPModel` in PyTorch's eager mode (attention: {config.get('attention', 'default')}); "
         "edgeclip runs with its defaults, its text cache off. Within a group all contenders are called in turns in one "
         "process, forwards and then backwards, in an order that changes from round to round so that each follows each "
-        "other equally often; garbage collection is off meanwhile. Thread pools are left at the libraries' defaults: "
-        "those of ONNX Runtime and PyTorch spin for a while after a call. 'Times better' is the ratio of medians to "
+        "other equally often; garbage collection is off meanwhile. Thread pools are left at the libraries' defaults; "
+        f"those of ONNX Runtime and PyTorch spin for a while after a call, so that {PAUSE_S * 1e3:g} ms pass before "
+        "the next. 'Times better' is the ratio of medians to "
         f"the baseline, its interval a bootstrap over rounds ({RESAMPLES} resamples, seeded); p90 is given from "
         f"{P90_NEEDS} samples on. The control A/A is edgeclip's first contender against itself; a group is noisy where "
         f"its interval leaves {CONTROL[0]} – {CONTROL[1]}, and busy where other processes took over {BUSY:g} CPUs. "

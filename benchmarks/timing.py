@@ -2,8 +2,8 @@
 
 A round runs every contender once in some order and once in the reverse of it (A, B, C, C, B, A), so that a slow drift
 of the machine falls on all alike. From round to round the order rotates through a Williams design, in which every
-contender comes directly after every other equally often: thread pools go on spinning for a moment after a call, and
-caches hold what the last call used. Samples of a round belong together, and are drawn together by the bootstrap.
+contender comes directly after every other equally often: caches hold what the last call used. Samples of a round
+belong together, and are drawn together by the bootstrap.
 
 Source: Williams, "Experimental designs balanced for the estimation of residual effects of treatments" (1949).
 """
@@ -28,6 +28,9 @@ C = TypeVar("C")
 
 RESAMPLES = 10_000
 SEED = 0
+PAUSE_S = 0.02
+"""Before each call in this process. Thread pools spin for some milliseconds after a call and take the CPUs of the next:
+without a pause, a call of 70 ms took a sixth longer after another engine's than after its own."""
 P90_NEEDS = 64
 """Fewer queries than this say nothing firm about the slowest tenth."""
 _CHUNK = 1 << 22
@@ -98,8 +101,13 @@ def elapsed(call: Call) -> float:
 def time_calls(
     contenders: Mapping[str, Call], *, budget_s: float, min_queries: int, warmup: int = 3
 ) -> dict[str, Samples]:
-    """`interleave` of calls in this process: name -> seconds, [rounds, 2]."""
-    observed = interleave(contenders, elapsed, budget_s=budget_s, min_queries=min_queries, warmup=warmup)
+    """`interleave` of calls in this process, with a pause before each: name -> seconds, [rounds, 2]."""
+
+    def observe(call: Call) -> float:
+        time.sleep(PAUSE_S)
+        return elapsed(call)
+
+    observed = interleave(contenders, observe, budget_s=budget_s, min_queries=min_queries, warmup=warmup)
     return {name: np.array(pairs) for name, pairs in observed.items()}
 
 
