@@ -11,11 +11,12 @@ import numpy as np
 
 import edgeclip
 from edgeclip import backends
-from edgeclip.backends.base import Compute, Embeddings
+from edgeclip.backends.base import Embeddings
 from edgeclip.benchmarks.peer import Peer
 from edgeclip.benchmarks.prepare import CAPTIONS, Materials
 from edgeclip.bundle import Bundle
 from edgeclip.errors import EdgeClipError, ParityError, TargetUnavailableError
+from edgeclip.manifest import Compute
 from edgeclip.model import Model
 
 PEER = "transformers"

@@ -20,6 +20,7 @@ import msgspec
 
 from edgeclip import graphcheck, manifest, paths, pieces, publish
 from edgeclip.archive import Archive
+from edgeclip.buffers import Buffer, Writable, allocate, fill
 from edgeclip.errors import (
     BundleError,
     BundleFormatError,
@@ -33,7 +34,6 @@ from edgeclip.folder import Folder
 from edgeclip.manifest import Artifact, FileEntry, Manifest
 
 MANIFEST = manifest.NAME
-_PIECE = 1 << 20
 _LFS_START = b"version https://git-lfs.github.com/spec/"
 _LFS_HINT = "a Git LFS pointer: run git lfs pull"
 
@@ -115,7 +115,7 @@ class Bundle:
         """
         return bytes(self._load(self._entry(name)))
 
-    def files(self, artifact: Artifact) -> dict[str, bytearray]:
+    def files(self, artifact: Artifact) -> dict[str, Buffer]:
         """The verified contents of an artifact's files, by path, safe to hand to an engine.
 
         Each is a buffer of its own, which an engine may keep without copying it.
@@ -125,7 +125,7 @@ class Bundle:
             TargetLoadError: a file is a prebuilt engine.
             And as `read`.
         """
-        contents = {name: self._load(self._entry(name)) for name in artifact.files}
+        contents: dict[str, Buffer] = {name: self._load(self._entry(name)) for name in artifact.files}
         graphcheck.check_graph(artifact, contents)
         return contents
 
@@ -162,15 +162,11 @@ class Bundle:
         with _reading(self.path), self._source.open(entry.path) as file:
             yield from pieces.verified(file, entry, lambda *found: self._check(entry, *found))
 
-    def _load(self, entry: FileEntry) -> bytearray:
-        """A file, hashed piece by piece while each is still in the processor's cache."""
+    def _load(self, entry: FileEntry) -> Writable:
         with _reading(self.path), self._source.open(entry.path) as file:
-            data = bytearray(entry.size)
-            view, digest, size = memoryview(data), hashlib.sha256(), 0
-            while size < entry.size and (n := file.readinto(view[size : size + _PIECE])):  # type: ignore[attr-defined]
-                digest.update(view[size : size + n])
-                size += n
-        self._check(entry, size, digest.hexdigest(), bytes(view[: len(_LFS_START)]))
+            data = allocate(entry.size)
+            size, digest = fill(file, data)
+        self._check(entry, size, digest, bytes(data[: len(_LFS_START)]))
         return data
 
     def _entry(self, name: str) -> FileEntry:

@@ -13,6 +13,8 @@ import tempfile
 import warnings
 from pathlib import Path
 
+from edgeclip.buffers import Buffer
+
 _DIGEST_BYTES = 32
 
 
@@ -53,7 +55,7 @@ def directory() -> Path | None:
     return path
 
 
-def content_digest(data: bytes | bytearray) -> str:
+def content_digest(data: Buffer) -> str:
     """sha256 of some bytes, in hex."""
     return hashlib.sha256(data).hexdigest()
 

@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator, Mapping
 from xml.etree import ElementTree  # What makes XML dangerous, DTDs and entities, is refused before it is parsed.
 
 from edgeclip import manifest, onnxwire, paths
+from edgeclip.buffers import Buffer
 from edgeclip.errors import BundleFormatError, BundlePathError, TargetLoadError
 from edgeclip.manifest import Artifact
 
@@ -21,7 +22,7 @@ _ENGINE_SUFFIXES = (".engine", ".plan", ".trt")
 _GRAPH_SUFFIXES = {"onnx": ".onnx", "tensorrt": ".onnx", "openvino": ".xml"}
 _PACKAGE = re.compile(r"(.*?\.mlpackage)/")
 
-Files = Mapping[str, bytes | bytearray]
+Files = Mapping[str, Buffer]
 
 
 def check_graph(artifact: Artifact, files: Files) -> None:

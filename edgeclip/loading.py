@@ -5,20 +5,17 @@ from __future__ import annotations
 import os
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
-from edgeclip import backends
-from edgeclip.backends.base import Compute, Files, Options, Session
 from edgeclip.bundle import Bundle
-from edgeclip.cpus import available_cpus
 from edgeclip.errors import BundleNotFoundError, UsageError
-from edgeclip.manifest import Precision, Tower
-from edgeclip.model import Model, ModelInfo
+from edgeclip.manifest import Compute, Precision, Tower
 from edgeclip.request import Request
 from edgeclip.resources import exhaustion
-from edgeclip.selection import Selection, select
-from edgeclip.textcache import TextCache
-from edgeclip.tokenizer import Tokenizer
+from edgeclip.selection import select
+
+if TYPE_CHECKING:
+    from edgeclip.model import Model
 
 BUILT_IN = Path(__file__).parent / "assets" / "built-in.edgeclip"
 
@@ -78,6 +75,7 @@ def open_model(request: Request) -> Model:
 
 
 def _open_model(request: Request) -> Model:
+    """Hash the files on threads; hashing frees Python's lock, so that NumPy, Pillow and tokenizers load meanwhile."""
     if request.threads is not None and request.threads < 1:
         raise UsageError(f"threads must be at least 1, got {request.threads}")
     bundle = Bundle.open(request.path, expect_digest=request.expect_digest)
@@ -87,50 +85,12 @@ def _open_model(request: Request) -> Model:
         precision=request.precision,
         towers=(request.tower,) if request.tower else None,
     )
-    files = _verified(bundle, selection)
-    tokenizer = _tokenizer(bundle, selection)
-    options = Options(request.device, request.threads or available_cpus(), request.compute)
-    sessions = _sessions(selection, files, options)
-    info = _info(bundle, selection, sessions)
-    cache = TextCache(info.fingerprint, info.embed_dim) if request.text_cache else None
-    return Model(request, open_model, bundle, info, sessions, tokenizer, cache)
-
-
-def _verified(bundle: Bundle, selection: Selection) -> dict[Tower, Files]:
-    """All bytes that the engine will see, checked against their sha256; a thread a tower, for hashing frees the GIL."""
-    with ThreadPoolExecutor(max_workers=2) as pool:
+    with ThreadPoolExecutor(len(selection.artifacts), "edgeclip-verify") as pool:
         jobs = {tower: pool.submit(bundle.files, artifact) for tower, artifact in selection.artifacts.items()}
-        return {tower: dict(job.result()) for tower, job in jobs.items()}
+        from edgeclip import assembly
 
-
-def _tokenizer(bundle: Bundle, selection: Selection) -> Tokenizer | None:
-    spec = bundle.manifest.tokenizer
-    return Tokenizer(bundle.read(spec.file), spec) if spec and "text" in selection.artifacts else None
-
-
-def _sessions(selection: Selection, files: dict[Tower, Files], options: Options) -> dict[Tower, Session]:
-    engine = backends.get(selection.backend)
-    return {tower: engine.open(artifact, files.pop(tower), options) for tower, artifact in selection.artifacts.items()}
-
-
-def _info(bundle: Bundle, selection: Selection, sessions: dict[Tower, Session]) -> ModelInfo:
-    engine = next(iter(sessions.values())).engine
-    spec: Any = bundle.manifest.model
-    return ModelInfo(
-        name=spec.name,
-        bundle=bundle.digest,
-        embed_dim=spec.embed_dim,
-        logit_scale=spec.logit_scale,
-        random_weights=spec.random_weights,
-        backend=selection.backend,
-        engine_version=engine.version,
-        device=engine.device,
-        precision=selection.precision,
-        compute=engine.compute,
-        threads=engine.threads,
-        artifacts={tower: artifact.file for tower, artifact in selection.artifacts.items()},
-        reason=selection.reason,
-    )
+        files = {tower: job.result() for tower, job in jobs.items()}
+    return assembly.assemble(request, open_model, bundle, selection, files)
 
 
 def _built_in() -> Path:

@@ -25,6 +25,8 @@ MAX_DIGITS = 40
 Tower = Literal["image", "text"]
 Target = Literal["onnx", "openvino", "coreml", "tensorrt"]
 Precision = Literal["fp32", "fp16", "w8a16", "w8a8", "w4a16"]
+Compute = Literal["f32", "bf16", "f16"]
+"""Arithmetic of an engine."""
 
 PositiveInt = Annotated[int, Meta(ge=1, le=1 << 20)]
 Size = Annotated[int, Meta(ge=1, le=4096)]

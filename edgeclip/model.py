@@ -13,10 +13,10 @@ import numpy as np
 from edgeclip import cache as disk
 from edgeclip import inflight, zeroshot
 from edgeclip import templates as named
-from edgeclip.backends.base import Array, Compute, Embeddings, Session
+from edgeclip.backends.base import Array, Embeddings, Session
 from edgeclip.bundle import Bundle
 from edgeclip.errors import ForkedModelError, ModelClosedError, NonFiniteError, UsageError
-from edgeclip.manifest import Precision, Tower
+from edgeclip.manifest import Compute, Precision, Tower
 from edgeclip.pixels import PixelBatch, Skipped, batches
 from edgeclip.request import Request
 from edgeclip.textcache import TextCache, key

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from edgeclip.buffers import Buffer
 from edgeclip.errors import BundleFormatError, BundlePathError
 
 MAX_SUBGRAPH_DEPTH = 8
@@ -29,7 +30,7 @@ _SPARSE_TENSORS = (1, 2)
 Span = tuple[int, int]
 
 
-def check(path: str, data: bytes | bytearray) -> None:
+def check(path: str, data: Buffer) -> None:
     """Refuse a model that reads other files, has operators or functions of its own, or is not well-formed.
 
     Raises:
@@ -46,7 +47,7 @@ def check(path: str, data: bytes | bytearray) -> None:
 
 
 class _Model:
-    def __init__(self, data: bytes | bytearray) -> None:
+    def __init__(self, data: Buffer) -> None:
         self._data = data
         self._fields_left = MAX_FIELDS
 

@@ -6,9 +6,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from edgeclip.backends.base import Array, Compute, Embeddings
+from edgeclip.backends.base import Array, Embeddings
 from edgeclip.errors import NonFiniteError
-from edgeclip.manifest import Precision
+from edgeclip.manifest import Compute, Precision
 
 
 @dataclass(frozen=True)

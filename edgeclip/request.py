@@ -5,8 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from edgeclip.backends.base import Compute
-from edgeclip.manifest import Precision, Tower
+from edgeclip.manifest import Compute, Precision, Tower
 
 
 @dataclass(frozen=True)

@@ -5,11 +5,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 from importlib import import_module
 from importlib.util import find_spec
-from typing import cast
+from typing import TYPE_CHECKING, cast
 
-from edgeclip.backends.base import Backend
 from edgeclip.errors import TargetUnavailableError, UsageError
 from edgeclip.manifest import Target
+
+if TYPE_CHECKING:
+    from edgeclip.backends.base import Backend
 
 
 @dataclass(frozen=True)

@@ -5,18 +5,18 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, Literal, Protocol
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
+from edgeclip.buffers import Buffer
 from edgeclip.errors import EdgeClipError, ResourceError, TargetLoadError
-from edgeclip.manifest import Artifact
+from edgeclip.manifest import Artifact, Compute
 
 Array = NDArray[Any]
 Embeddings = NDArray[np.float32]
-Files = dict[str, bytes | bytearray]
-Compute = Literal["f32", "bf16", "f16"]
+Files = dict[str, Buffer]
 
 
 @dataclass(frozen=True)

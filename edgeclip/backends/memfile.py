@@ -11,9 +11,11 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from edgeclip.buffers import Buffer
+
 
 @contextmanager
-def as_path(data: bytes | bytearray) -> Iterator[str]:
+def as_path(data: Buffer) -> Iterator[str]:
     """A path that yields `data`: anonymous memory on Linux, elsewhere a private temporary file (mode 0600)."""
     if hasattr(os, "memfd_create") and Path("/proc/self/fd").is_dir():
         handle = os.memfd_create("edgeclip", os.MFD_CLOEXEC)
@@ -34,7 +36,7 @@ def as_path(data: bytes | bytearray) -> Iterator[str]:
         Path(name).unlink(missing_ok=True)
 
 
-def _write_all(handle: int, data: bytes | bytearray) -> None:
+def _write_all(handle: int, data: Buffer) -> None:
     """os.write takes at most 2 GiB at a time."""
     view = memoryview(data)
     while view:

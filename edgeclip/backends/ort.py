@@ -11,10 +11,10 @@ from typing import Any
 import numpy as np
 import onnxruntime as ort
 
-from edgeclip.backends.base import Array, Compute, Embeddings, Engine, Files, Options, engine_errors
+from edgeclip.backends.base import Array, Embeddings, Engine, Files, Options, engine_errors
 from edgeclip.backends.memfile import as_path
 from edgeclip.errors import TargetUnavailableError
-from edgeclip.manifest import Artifact
+from edgeclip.manifest import Artifact, Compute
 
 _PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
 _ONLY_ERRORS = 3

@@ -14,10 +14,11 @@ from typing import Any
 import numpy as np
 
 from edgeclip import cache as disk
-from edgeclip.backends.base import Array, Compute, Embeddings, Engine, Files, Options, engine_errors
+from edgeclip.backends.base import Array, Embeddings, Engine, Files, Options, engine_errors
 from edgeclip.backends.ov_library import ov
+from edgeclip.buffers import Writable
 from edgeclip.errors import TargetUnavailableError
-from edgeclip.manifest import Artifact
+from edgeclip.manifest import Artifact, Compute
 
 _CAPABILITIES: dict[Compute, str] = {"f32": "FP32", "bf16": "BF16", "f16": "FP16"}
 
@@ -56,7 +57,7 @@ def open(artifact: Artifact, files: Files, options: Options) -> OvSession:
 class OvSession:
     """One compiled IR, and the infer requests that are free."""
 
-    def __init__(self, compiled: Any, weights: bytearray, artifact: Artifact, options: Options) -> None:
+    def __init__(self, compiled: Any, weights: Writable, artifact: Artifact, options: Options) -> None:
         self._compiled = compiled
         self._weights = weights  # the engine's constants point into it; it must live as long as the engine
         self._artifact = artifact
@@ -86,12 +87,12 @@ class OvSession:
         self._compiled = None
 
 
-def _weights(artifact: Artifact, files: Files) -> bytearray:
+def _weights(artifact: Artifact, files: Files) -> Writable:
     data = files.pop(artifact.file.removesuffix(".xml") + ".bin")
-    return data if isinstance(data, bytearray) else bytearray(data)
+    return bytearray(data) if isinstance(data, bytes) else data
 
 
-def _compile(artifact: Artifact, files: Files, weights: bytearray, options: Options) -> Any:
+def _compile(artifact: Artifact, files: Files, weights: Writable, options: Options) -> Any:
     """Compile, or take the compiled form from the cache where compiling is the slower of the two.
 
     On CPU, compiling ViT-B/32 takes 0.25 s and importing its compiled form longer: only accelerators use the cache.
@@ -108,7 +109,7 @@ def _compile(artifact: Artifact, files: Files, weights: bytearray, options: Opti
     return compiled
 
 
-def _read(xml: bytes, weights: bytearray) -> Any:
+def _read(xml: bytes, weights: Writable) -> Any:
     """The model over the verified bytes. Its constants point into `weights`, which are not copied."""
     return _core().read_model(xml.decode("utf-8"), ov.Tensor(np.frombuffer(weights, np.uint8), shared_memory=True))
 
@@ -118,7 +119,7 @@ def _properties(options: Options) -> dict[str, Any]:
     return common | ({"INFERENCE_NUM_THREADS": options.threads} if options.device == "cpu" else {})
 
 
-def _fingerprint(xml: bytes, weights: bytearray, options: Options) -> str:
+def _fingerprint(xml: bytes, weights: Writable, options: Options) -> str:
     device = _core().get_property(options.device.upper(), "FULL_DEVICE_NAME")
     return disk.fingerprint(
         disk.content_digest(xml), disk.content_digest(weights), _version(), device, options.device, options.compute

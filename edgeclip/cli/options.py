@@ -15,7 +15,7 @@ from edgeclip.errors import TargetUnavailableError
 from edgeclip.manifest import Precision, Tower
 
 if TYPE_CHECKING:
-    from edgeclip.backends.base import Compute
+    from edgeclip.manifest import Compute
     from edgeclip.model import Model
 
 PRECISIONS: tuple[str, ...] = get_args(Precision)

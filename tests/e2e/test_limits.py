@@ -39,7 +39,10 @@ print(said, load().shape)
 """
 
 
-GLIBC_LAST_WORDS = ("libgcc_s.so.1 must be installed for unwinding", "Fatal glibc error: failed to register TLS destructor")
+GLIBC_LAST_WORDS = (
+    "libgcc_s.so.1 must be installed for unwinding",
+    "Fatal glibc error: failed to register TLS destructor",
+)
 GLIBC_GAVE_UP = "glibc ended the process (4, 48)"
 """Where an engine starts or ends a thread and glibc itself finds no memory for it, no code of ours gets to run."""
 

@@ -203,12 +203,9 @@ def test_loaded_bytes_are_the_hashed_bytes_when_the_file_is_swapped_between(
     class Swapping:
         """Overwrites the file after it was read, before what was read is hashed."""
 
-        def __init__(self) -> None:
-            self.inner = sha256()
-
-        def update(self, data: Any) -> None:
+        def __init__(self, data: Any) -> None:
             (folder / WEIGHTS).write_bytes(b"evil" * (len(original) // 4))
-            self.inner.update(data)
+            self.inner = sha256(data)
 
         def hexdigest(self) -> str:
             return self.inner.hexdigest()
