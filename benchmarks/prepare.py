@@ -92,9 +92,9 @@ def _bundle(work: Path, checkpoint: Path, tokenizer: Path, say: Say) -> Path:
     bundle = work / f"{_short(_ingredients(checkpoint, tokenizer))}.edgeclip"
     if bundle.is_file():
         return bundle
-    say("bundle: edgeclip export, onnx and openvino, fp32")
+    say("bundle: edgeclip export, onnx and openvino, fp32 and fp16")
     command = [sys.executable, "-m", "edgeclip", "export", str(checkpoint), "--target", "onnx", "--target", "openvino"]
-    command += ["--precision", "fp32", "--tokenizer", str(tokenizer), "--random-weights", "-o", str(bundle)]
+    command += ["--precision", "fp32,fp16", "--tokenizer", str(tokenizer), "--random-weights", "-o", str(bundle)]
     done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=False)
     if done.returncode:
         raise ExportError(f"edgeclip export ended with {done.returncode}: {done.stdout.strip()[-500:]}")
@@ -108,7 +108,7 @@ def _ingredients(checkpoint: Path, tokenizer: Path) -> str:
     package = Path(edgeclip.__file__).parent
     code = [path for part in ("export", "train", "quantize") for path in sorted((package / part).rglob("*.py"))]
     versions = [f"{name} {machine.version_of(name)}" for name in _EXPORTED_BY]
-    return " ".join([*versions, *map(_digest, [checkpoint / "model.safetensors", tokenizer, *code])])
+    return " ".join(["fp32,fp16", *versions, *map(_digest, [checkpoint / "model.safetensors", tokenizer, *code])])
 
 
 def _digest(file: Path) -> str:

@@ -25,6 +25,7 @@ from edgeclip.errors import EdgeClipError
 BATCHES = (1, 32)
 PARTS = ("cold", "cli", "image", "text", "preprocess", "file", "folder")
 ONE_TOWER = ", image tower only"
+HALF = ", fp16 artifact"
 OURS = "edgeclip"
 BARE = "python -c pass"
 HELP = "python -m edgeclip --help"
@@ -193,6 +194,8 @@ def _embedding_processes(bench: Bench) -> dict[str, list[str]]:
         PEER + ONE_TOWER: cold.peer_embedding(made.checkpoint, photograph, bench.threads, image_only=True),
         OURS: cold.embedding(made.bundle, photograph),
         OURS + ONE_TOWER: cold.embedding(made.bundle, photograph, "image"),
+        OURS + HALF: cold.embedding(made.bundle, photograph, "", "fp16"),
+        OURS + HALF + ONE_TOWER: cold.embedding(made.bundle, photograph, "image", "fp16"),
         BARE: cold.bare(),
     }
 
@@ -228,6 +231,7 @@ def goals(groups: list[Group]) -> list[Goal]:
         held("12-megapixel file to embedding, bf16", 3.0, "file/12", sides.BF16),
         held("cold start to first embedding, both towers", 5.0, "cold/wall", OURS),
         held("cold start to first embedding, image tower only", 5.0, "cold/wall", OURS + ONE_TOWER),
+        held("cold start, image tower only, weights stored in fp16", 5.0, "cold/wall", OURS + HALF + ONE_TOWER),
         held("folder of photographs, f32", 2.0, "folder", MAIN),
         held("CPU time of --help over bare Python", 60.0, "cli", HELP, at_most=True),
     ]

@@ -144,3 +144,17 @@ def test_compiled_forms_are_kept_where_compiling_is_slow(
     with edgeclip.load(tiny_bundle, backend="openvino", tower="image") as model:
         assert np.array_equal(model.encode_pixels(pixels), first)
     assert blob.read_bytes() != bytes(data)
+
+
+def test_openvino_comes_without_telemetry_and_keeps_its_converter() -> None:
+    code = """
+import sys
+from edgeclip.backends.ov_library import ov
+print("openvino.tools.ovc" in sys.modules, sys.modules["openvino_telemetry"], callable(ov.convert_model))
+try:
+    ov.nothing
+except AttributeError as error:
+    print(error)
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout == "False None True\nmodule 'openvino' has no attribute 'nothing'\n"
