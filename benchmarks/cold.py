@@ -24,8 +24,8 @@ print(next((line.split()[1] for line in lines if line.startswith("VmHWM")), 0))
 _EDGECLIP = """
 import sys
 import edgeclip
-bundle, tower, precision, photograph = sys.argv[1:]
-model = edgeclip.load(bundle, tower=tower or None, precision=precision)
+bundle, tower, precision, compute, photograph = sys.argv[1:]
+model = edgeclip.load(bundle, tower=tower or None, precision=precision, compute=compute)
 assert model.encode_image(photograph).shape == (1, 512)
 print("embedded", flush=True)
 """
@@ -61,9 +61,11 @@ class Child:
     """Resident memory at its highest; 0 where it was not asked or the system does not tell."""
 
 
-def embedding(bundle: Path, photograph: Path, tower: str = "", precision: str = "fp32") -> list[str]:
+def embedding(
+    bundle: Path, photograph: Path, tower: str = "", precision: str = "fp32", compute: str = "f32"
+) -> list[str]:
     """A process that embeds one photograph with edgeclip, as it comes; both towers are loaded, or one."""
-    return [sys.executable, "-c", _EDGECLIP + _PEAK, str(bundle), tower, precision, str(photograph)]
+    return [sys.executable, "-c", _EDGECLIP + _PEAK, str(bundle), tower, precision, compute, str(photograph)]
 
 
 def peer_embedding(checkpoint: Path, photograph: Path, threads: int, *, image_only: bool = False) -> list[str]:

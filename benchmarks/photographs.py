@@ -53,8 +53,8 @@ def plan_folder(count: int, seed: int = 0) -> list[Shot]:
     ]
 
 
-def plan_size(megapixels: float, count: int = 4) -> list[Shot]:
-    """A few photographs of one size, landscape and portrait."""
+def plan_size(megapixels: float, count: int = 5) -> list[Shot]:
+    """A few photographs of one size, landscape and portrait; an odd number, lest a median lie between the two."""
     return [Shot(f"{megapixels:g}mp-{i}.jpg", megapixels, portrait=i % 2 == 1, seed=i) for i in range(count)]
 
 

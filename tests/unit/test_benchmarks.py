@@ -298,3 +298,16 @@ def test_the_least_cosine_is_that_of_the_worst_row() -> None:
 
 def test_every_part_is_run_by_something() -> None:
     assert set(spine.PARTS) == set(spine.WHOLE) | set(spine.IN_PROCESS)
+
+
+def test_who_loads_one_tower_is_compared_with_who_loads_one_tower() -> None:
+    one, two = np.full((4, 2), 1.0), np.full((4, 2), 2.0)
+    samples = {
+        spine.PEER: 3 * two,
+        spine.PEER + spine.ONE_TOWER: 4 * one,
+        spine.OURS: two,
+        spine.OURS + spine.ONE_TOWER: one,
+    }
+    both, image = spine._by_towers("cold/wall", "t", "s", samples, [])
+    assert [row.ratio.value for row in (*both.rows, *image.rows) if row.ratio] == [3.0, 4.0]
+    assert image.baseline == spine.PEER + spine.ONE_TOWER
