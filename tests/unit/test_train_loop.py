@@ -41,6 +41,7 @@ def test_recomputed_activations_change_nothing(tmp_path: Path) -> None:
     assert recomputed == pytest.approx(plain, abs=1e-5)
 
 
+@pytest.mark.nightly  # a loader's worker sometimes aborts while it is being ended (1 run in 8): not understood yet
 def test_a_stream_trains(tmp_path: Path) -> None:
     losses = train(tmp_path, loop__steps=12, data__cache="none", data__workers=2, data__shuffle=32)
     assert losses[-1] < losses[0]
