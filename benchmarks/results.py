@@ -100,9 +100,9 @@ def goal(name: str, bound: float, found: Group | None, contender: str, *, at_mos
     row = found.row(contender) if found else None
     measured = (row.over if at_most else row.ratio) if row else None
     passed = None if measured is None else (measured.value <= bound if at_most else measured.value >= bound)
-    unit = f" {found.unit}" if found and at_most else "x"
+    unit = (f" {found.unit}" if found else "") if at_most else "x"
     words = f"{'<=' if at_most else '>='} {bound:g}{unit}"
-    return Goal(name, words, measured, unit, passed, list(found.flags) if found else [])
+    return Goal(name, words, measured, unit, passed, list(found.flags) if found and measured else [])
 
 
 def find(groups: Sequence[Group], key: str) -> Group | None:
