@@ -35,13 +35,15 @@ import torch
 from PIL import Image
 from transformers import {kind}
 from transformers.models.clip import CLIPImageProcessorPil
-checkpoint, threads, photograph = sys.argv[1:]
+checkpoint, threads, dtype, photograph = sys.argv[1:]
+dtype = getattr(torch, dtype)
 torch.set_num_threads(int(threads))
-model = {kind}.from_pretrained(checkpoint).eval()
+model = {kind}.from_pretrained(checkpoint, dtype=dtype).eval()
 processor = CLIPImageProcessorPil.from_pretrained(checkpoint)
 with torch.inference_mode():
-    inputs = processor(images=Image.open(photograph), return_tensors="pt")
+    inputs = processor(images=Image.open(photograph), return_tensors="pt").to(dtype)
     features = {features}
+    features = features.float()
     features = (features / features.norm(dim=-1, keepdim=True)).numpy()
 assert features.shape == (1, 512)
 print("embedded", flush=True)
@@ -68,13 +70,15 @@ def embedding(
     return [sys.executable, "-c", _EDGECLIP + _PEAK, str(bundle), tower, precision, compute, str(photograph)]
 
 
-def peer_embedding(checkpoint: Path, photograph: Path, threads: int, *, image_only: bool = False) -> list[str]:
+def peer_embedding(
+    checkpoint: Path, photograph: Path, threads: int, *, image_only: bool = False, dtype: str = "float32"
+) -> list[str]:
     """A process that does the same with transformers."""
     kind, features = "CLIPModel", "model.get_image_features(**inputs).pooler_output"
     if image_only:
         kind, features = "CLIPVisionModelWithProjection", "model(**inputs).image_embeds"
     code = _PEER.format(kind=kind, features=features) + _PEAK
-    return [sys.executable, "-c", code, str(checkpoint), str(threads), str(photograph)]
+    return [sys.executable, "-c", code, str(checkpoint), str(threads), dtype, str(photograph)]
 
 
 def bare() -> list[str]:

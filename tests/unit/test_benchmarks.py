@@ -307,7 +307,10 @@ def test_who_loads_one_tower_is_compared_with_who_loads_one_tower() -> None:
         spine.PEER + spine.ONE_TOWER: 4 * one,
         spine.OURS: two,
         spine.OURS + spine.ONE_TOWER: one,
+        spine.PEER + spine.BF16 + spine.ONE_TOWER: 5 * one,
+        spine.OURS + spine.HALF + spine.BF16 + spine.ONE_TOWER: one,
     }
-    both, image = spine._by_towers("cold/wall", "t", "s", samples, [])
-    assert [row.ratio.value for row in (*both.rows, *image.rows) if row.ratio] == [3.0, 4.0]
+    both, image, half = spine._by_towers("cold/wall", "t", "s", samples, [])
+    assert [row.ratio.value for group in (both, image, half) for row in group.rows if row.ratio] == [3.0, 4.0, 5.0]
     assert image.baseline == spine.PEER + spine.ONE_TOWER
+    assert half.baseline == spine.PEER + spine.BF16 + spine.ONE_TOWER
