@@ -138,7 +138,7 @@ class Run:
         rate = optimizer.learning_rate(self.step, self.steps, self.recipe.optimizer)
         optimizer.set_learning_rate(self.optimizer, rate)
         self.optimizer.zero_grad(set_to_none=True)
-        losses = self._compute(batch)
+        losses = self._compute(batch, self.recipe.loop.side(self.step / self.steps))
         norm = self._update(losses["loss"])
         optimizer.clamp_scale(self.clip.logit_scale)
         if self.average is not None:

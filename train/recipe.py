@@ -163,6 +163,11 @@ class Loop(Table, frozen=True):
     epochs: NonNegative = 0.0
     steps: Natural = 0
     """Give one of `epochs` and `steps`."""
+    sides: tuple[tuple[Fraction, Side], ...] = ()
+    """Progressive resizing: from which part of the run on images have which side; none: the model's own throughout.
+
+    For towers that take images of any size. Source: arXiv 2104.00298 §4.
+    """
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"
     multi_positive: bool = True
     """Pairs that share a caption or class are all positives, not each other's negatives."""
@@ -179,6 +184,15 @@ class Loop(Table, frozen=True):
     """Newest states that are kept."""
     log_every: Count = 10
     tensorboard: bool = False
+
+    def __post_init__(self) -> None:
+        starts = [start for start, _ in self.sides]
+        if starts and (starts[0] != 0.0 or starts != sorted(set(starts))):
+            raise ValueError(f"sides must begin at 0.0 and rise, got {starts}")
+
+    def side(self, done: float) -> int:
+        """Of the images once so much of the run is done, in [0, 1); 0: the model's own."""
+        return next((side for start, side in reversed(self.sides) if done >= start), 0)
 
 
 class Distill(Table, frozen=True, kw_only=True):

@@ -25,6 +25,7 @@ from edgeclip.train.distributed import World
 from edgeclip.train.models.clip import Clip
 from edgeclip.train.models.config import ClipConfig, load_config
 from edgeclip.train.models.layers import Transformer
+from edgeclip.train.models.repvgg import AveragePool
 from edgeclip.train.recipe import Distill, Recipe, resolve
 
 if TYPE_CHECKING:
@@ -142,6 +143,11 @@ def build_model(recipe: Recipe, config: ClipConfig, start: Checkpoint | None) ->
         from edgeclip.train.inherit import inherit
 
         clip = inherit(build(start), config)
+    if recipe.loop.sides and not isinstance(getattr(clip.image, "pool", None), AveragePool):
+        raise UsageError(
+            f"loop.sides: the image tower of {config.name} takes images of one size only",
+            hint="leave it out, or take an architecture with average pooling",
+        )
     for module in clip.modules():
         if isinstance(module, Transformer):
             module.checkpointing = recipe.loop.checkpointing

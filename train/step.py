@@ -10,12 +10,14 @@ Source: gradient caching, arXiv 2101.06983; local rows of the loss, open_clip's 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Protocol
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
@@ -25,11 +27,15 @@ from edgeclip.train.data import augment
 from edgeclip.train.data.batch import Batch
 from edgeclip.train.distributed import World
 from edgeclip.train.models.clip import Clip
+from edgeclip.train.models.text import end_positions
 from edgeclip.train.objective import Objective, detached
 
 if TYPE_CHECKING:
     from edgeclip.train.distill import TeacherBatch
 
+Encode = Callable[[Batch], tuple[Tensor, Tensor]]
+_LENGTHS = 8
+"""Texts whose lengths are the same in multiples of this are encoded together."""
 _DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 
@@ -53,21 +59,23 @@ class Step:
     scaler: torch.amp.GradScaler | None = None
     teach: Teach | None = None
 
-    def __call__(self, batch: Batch) -> dict[str, float]:
+    def __call__(self, batch: Batch, side: int = 0) -> dict[str, float]:
         """Leave the whole batch's gradients in `grad` of all parameters; returns the whole batch's losses.
 
         Args:
             batch: this rank's part of the batch.
+            side: of the images, in pixels; 0: the model's own.
         """
         parts = self._parts(batch)
-        image, text = self._embed(parts)
+        encode = partial(self._encode, side=side or self.preprocess.size)
+        image, text = self._embed(parts, encode)
         leaves = [distributed.gather(part.detach(), self.world).requires_grad_() for part in (image, text)]
         losses = self._losses(batch, *leaves)
         self._scaled(losses["loss"]).backward()  # type: ignore[no-untyped-call]
         distributed.sum_over_ranks((leaf.grad for leaf in leaves), self.world)
         own = distributed.own(self.world, len(batch))
         gradients = [leaf.grad[own] for leaf in leaves if leaf.grad is not None]
-        self._backward(parts, (image, text), gradients)
+        self._backward(parts, encode, (image, text), gradients)
         distributed.sum_over_ranks((parameter.grad for parameter in self.parameters()), self.world)
         return self._totals(losses)
 
@@ -80,21 +88,21 @@ class Step:
         size = self.micro_batch or len(batch)
         return [batch.part(slice(start, start + size)) for start in range(0, len(batch), size)]
 
-    def _embed(self, parts: Sequence[Batch]) -> tuple[Tensor, Tensor]:
+    def _embed(self, parts: Sequence[Batch], encode: Encode) -> tuple[Tensor, Tensor]:
         """[B, D] twice: of a single part with its graph, of several without."""
         if len(parts) == 1:
-            return self._encode(parts[0])
+            return encode(parts[0])
         with torch.no_grad(), statistics_kept(self.clip):
-            embedded = [self._encode(part) for part in parts]
+            embedded = [encode(part) for part in parts]
         images, texts = zip(*embedded, strict=True)
         return torch.cat(images), torch.cat(texts)
 
-    def _encode(self, batch: Batch) -> tuple[Tensor, Tensor]:
+    def _encode(self, batch: Batch, side: int) -> tuple[Tensor, Tensor]:
         """[B, D] twice, float32 and L2-normalised."""
-        pixels = augment.apply(batch.pixels, batch.views, self.preprocess.size)
+        pixels = augment.normalise(augment.apply(batch.pixels, batch.views, side), self.preprocess)
         with autocast(self.precision, self.world.device):
-            image, text, _ = self.clip(augment.normalise(pixels, self.preprocess), batch.ids)
-        return image, text
+            image, text = self.clip.encode_image(pixels), read_once(self.clip, batch.ids)
+        return F.normalize(image.float(), dim=-1), F.normalize(text.float(), dim=-1)
 
     def _losses(self, batch: Batch, image: Tensor, text: Tensor) -> dict[str, Tensor]:
         taught = [_gathered(one, self.world) for one in self.teach(batch)] if self.teach else []
@@ -106,7 +114,9 @@ class Step:
     def _scaled(self, loss: Tensor) -> Tensor:
         return loss if self.scaler is None else self.scaler.scale(loss)
 
-    def _backward(self, parts: Sequence[Batch], kept: tuple[Tensor, Tensor], gradients: Sequence[Tensor]) -> None:
+    def _backward(
+        self, parts: Sequence[Batch], encode: Encode, kept: tuple[Tensor, Tensor], gradients: Sequence[Tensor]
+    ) -> None:
         """From the embeddings' gradients to the weights', part by part."""
         if len(parts) == 1:
             torch.autograd.backward(kept, gradients)
@@ -114,12 +124,26 @@ class Step:
         size = len(parts[0])
         for i, part in enumerate(parts):
             rows = slice(i * size, i * size + len(part))
-            torch.autograd.backward(self._encode(part), [gradient[rows] for gradient in gradients])
+            torch.autograd.backward(encode(part), [gradient[rows] for gradient in gradients])
 
     def _totals(self, losses: dict[str, Tensor]) -> dict[str, float]:
         names, values = detached(losses)
         distributed.sum_over_ranks([values], self.world)
         return dict(zip(names, values.tolist(), strict=True))
+
+
+def read_once(clip: Clip, ids: Tensor) -> Tensor:
+    """`clip.encode_text` of ids [B, C'] to [B, D] for less work: each distinct text once, and none longer than it is.
+
+    Class names repeat within a batch, and most captions are a third as long as the longest.
+    """
+    distinct, rows = torch.unique(ids, dim=0, return_inverse=True)
+    groups = end_positions(distinct, clip.text.eot_id) // _LENGTHS
+    order = groups.argsort(stable=True)
+    sizes = torch.bincount(groups).tolist()
+    parts = zip(distinct[order].split(sizes), range(1, len(sizes) + 1), strict=True)
+    features = torch.cat([clip.encode_text(part[:, : _LENGTHS * count]) for part, count in parts if len(part)])
+    return features[order.argsort()[rows]]
 
 
 def autocast(precision: str, device: torch.device) -> AbstractContextManager[object]:

@@ -6,12 +6,19 @@ import json
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 
+from edgeclip.errors import UsageError
 from edgeclip.train.checkpoints import build, read_checkpoint
 from edgeclip.train.loop import Logged, start
 from edgeclip.train.metrics import Metrics
+from edgeclip.train.models.config import RepVggConfig
 from tests import training
+
+CONVOLUTIONS: dict[str, Any] = {
+    "stem": 8, "widths": (16, 24), "depths": (1, 2), "strides": (2, 2), "branches": ("skip",), "pool": "average"
+}  # fmt: skip
 
 
 def train(folder: Path, **changes: Any) -> list[float]:
@@ -39,6 +46,23 @@ def test_recomputed_activations_change_nothing(tmp_path: Path) -> None:
     plain = train(tmp_path / "plain")
     recomputed = train(tmp_path / "recomputed", loop__checkpointing=True)
     assert recomputed == pytest.approx(plain, abs=1e-5)
+
+
+def test_images_grow_as_the_recipe_says(tmp_path: Path) -> None:
+    config = msgspec.structs.replace(training.toy_config(), image=RepVggConfig(**CONVOLUTIONS))
+    recipe = training.recipe(tmp_path, loop__sides=[[0.0, 8], [0.5, 16]])
+    (tmp_path / "toy.json").write_bytes(msgspec.json.encode(config))
+    sides: list[int] = []
+    with start(recipe) as run:
+        run.clip.image.register_forward_pre_hook(lambda module, inputs: sides.append(inputs[0].shape[-1]))
+        run.train()
+    assert sides == [8, 8, 8, 16, 16, 16]
+
+
+def test_a_tower_of_one_size_refuses_images_that_grow(tmp_path: Path) -> None:
+    message = "loop.sides: the image tower of toy takes images of one size only"
+    with pytest.raises(UsageError, match=message), start(training.recipe(tmp_path, loop__sides=[[0.0, 8]])):
+        pass
 
 
 @pytest.mark.nightly  # a loader's worker sometimes aborts while it is being ended (1 run in 8): not understood yet

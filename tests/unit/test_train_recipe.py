@@ -39,6 +39,8 @@ def test_an_unknown_key_of_a_source_names_what_it_has(tmp_path: Path) -> None:
         ("loop__precision", "int4", "Invalid enum value 'int4' - at `loop.precision`"),
         ("optimizer__lr", -1.0, "Expected a number > 0.0 - at `optimizer.lr`"),
         ("augment__scale", [0.9, 0.2], "scale must rise within (0, 1], got [0.9, 0.2]"),
+        ("loop__sides", [[0.5, 16]], "sides must begin at 0.0 and rise, got [0.5]"),
+        ("loop__sides", [[0.0, 16], [0.0, 24]], "sides must begin at 0.0 and rise, got [0.0, 0.0]"),
         ("loop__epochs", 3, "give one of `loop.epochs` and `loop.steps`"),
         ("distill__weights", {"affinity": 1.0}, "give `teacher` or `stored`"),
     ],
@@ -51,6 +53,12 @@ def test_a_bad_value_is_refused_with_its_key(tmp_path: Path, key: str, value: ob
 def test_epochs_need_data_of_known_length(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="streams have no length"):
         training.recipe(tmp_path, loop__epochs=2, loop__steps=0, data__cache="none")
+
+
+def test_sides_follow_the_part_that_is_done(tmp_path: Path) -> None:
+    loop = training.recipe(tmp_path, loop__sides=[[0.0, 16], [0.5, 24], [0.75, 32]]).loop
+    assert [loop.side(done) for done in (0.0, 0.49, 0.5, 0.74, 0.75, 0.99)] == [16, 16, 24, 24, 32, 32]
+    assert training.recipe(tmp_path / "plain").loop.side(0.5) == 0
 
 
 def test_overrides_are_toml_or_else_strings(tmp_path: Path) -> None:

@@ -13,7 +13,8 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from edgeclip.train.distributed import World
-from edgeclip.train.step import statistics_kept
+from edgeclip.train.models.clip import Clip
+from edgeclip.train.step import read_once, statistics_kept
 from tests import training
 from tests.cli import environment
 from tests.unit.train_rank import BATCH, WEIGHTS, gradients
@@ -87,3 +88,21 @@ def test_a_pass_that_comes_again_leaves_running_statistics_alone() -> None:
     assert layer.num_batches_tracked == 0 and torch.equal(layer.running_mean, torch.zeros(3))
     torch.testing.assert_close(layer(x), first)
     assert layer.num_batches_tracked == 1 and not torch.equal(layer.running_mean, torch.zeros(3))
+
+
+def test_each_distinct_text_is_encoded_once_and_no_longer_than_it_is() -> None:
+    torch.manual_seed(0)
+    clip = Clip(training.toy_config())
+    shapes: list[tuple[int, ...]] = []
+    clip.text.register_forward_pre_hook(lambda module, inputs: shapes.append(tuple(inputs[0].shape)))
+    ids = torch.full((6, 16), 524, dtype=torch.int32)  # all but the ends of texts are 524, the highest id
+    for row, length in enumerate((3, 12, 7, 3, 8, 15)):
+        ids[row, :length] = torch.arange(length, dtype=torch.int32) + 30 * length
+    weights = torch.randn(6, 8)
+    found, plain = read_once(clip, ids), clip.encode_text(ids)
+    torch.testing.assert_close(found, plain)
+    assert shapes == [(2, 8), (3, 16), (6, 16)]
+    parameters = [p for p in clip.text.parameters() if p is not clip.text.position_embedding]
+    ours = torch.autograd.grad((found * weights).sum(), parameters)
+    theirs = torch.autograd.grad((plain * weights).sum(), parameters)
+    torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-4)
