@@ -11,6 +11,7 @@ import shlex
 import tarfile
 from pathlib import Path
 
+import msgspec
 import numpy as np
 import pytest
 import torch
@@ -237,6 +238,46 @@ def test_repeats_make_an_epoch_longer(tmp_path: Path) -> None:
     loader = CachedLoader(cached(make.recipe), make)
     keys = [key for batch in itertools.islice(loader.batches(0), loader.steps_per_epoch) for key in batch.keys]
     assert len(keys) >= 48 + 48 * 2 and {keys.count(key) for key in keys if "001/" in key} >= {2, 3}
+
+
+def test_every_epoch_is_as_long_where_repeats_are_fractions(tmp_path: Path) -> None:
+    sources = [{"kind": "shards", "urls": [f"colours-00{i}.tar"], "repeat": 1.3} for i in range(2)]
+    make = views(tmp_path, data__sources=sources, loop__batch_size=24)
+    loader = CachedLoader(cached(make.recipe), make)
+    run = list(itertools.islice(loader.batches(0), 20))
+    assert loader.steps_per_epoch == 5 and {len(batch) for batch in run} == {24}
+    counts = [
+        [batch.keys.count(key) for batch in run[:5]] for key in {key for batch in run[5:10] for key in batch.keys}
+    ]
+    assert {sum(count) for count in counts} <= {0, 1, 2}, "no sample comes more often than its repeat allows"
+
+
+def test_batches_by_source_hold_one_source_each(tmp_path: Path) -> None:
+    sources = [{"kind": "shards", "urls": [f"colours-00{i}.tar"], "repeat": times} for i, times in enumerate((1, 2))]
+    make = views(tmp_path, data__sources=sources, data__batches="by_source")
+    loader = CachedLoader(cached(make.recipe), make)
+    run = [{key.split("/")[0] for key in batch.keys} for batch in itertools.islice(loader.batches(0), 18)]
+    assert loader.steps_per_epoch == 9 and all(len(shards) == 1 for shards in run)
+    first, second = ([next(iter(shards)) for shards in epoch] for epoch in (run[:9], run[9:]))
+    assert sorted(first) == sorted(second) == ["colours-000"] * 3 + ["colours-001"] * 6 and first != second
+
+
+def test_a_source_that_fills_no_batch_is_named(tmp_path: Path) -> None:
+    sources = [{"kind": "shards", "urls": [f"colours-00{i}.tar"], "repeat": times} for i, times in enumerate((2, 1))]
+    make = views(tmp_path, data__sources=sources, data__batches="by_source", loop__batch_size=64)
+    with pytest.raises(DataError, match="source 1: 48 samples do not fill a batch of 64"):
+        CachedLoader(cached(make.recipe), make)
+
+
+def test_the_disk_cache_keeps_sources_and_follows_new_repeats(tmp_path: Path) -> None:
+    sources = [{"kind": "shards", "urls": [f"colours-00{i}.tar"]} for i in range(2)]
+    recipe = training.recipe(tmp_path, data__sources=sources)
+    more = (recipe.data.sources[0], Shards(urls=("colours-001.tar",), repeat=3.0))
+    changed = msgspec.structs.replace(recipe, data=msgspec.structs.replace(recipe.data, sources=more))
+    once, again = (cached(one, folder=tmp_path / "cache") for one in (recipe, changed))
+    assert once.source.tolist() == again.source.tolist() == [0] * 48 + [1] * 48
+    assert set(once.repeat) == {1.0} and set(again.repeat[48:]) == {3.0}
+    assert len(list((tmp_path / "cache").iterdir())) == 1, "repeats do not decide the pixels"
 
 
 def test_batches_can_begin_anywhere(tmp_path: Path) -> None:

@@ -25,7 +25,7 @@ from edgeclip.train.data.sample import Sample, Shard
 Pixels = NDArray[np.uint8]
 Progress = Callable[[int], None]
 _CHUNK = 512
-_VERSION = 1
+_VERSION = 2
 _PIXELS, _TEXTS = "pixels.bin", "texts.msgpack"
 
 
@@ -39,6 +39,8 @@ class CachedData:
     """Their keys and texts; the encoded images are gone."""
     repeat: NDArray[np.float32]
     """float32 [N], how often an epoch visits each."""
+    source: NDArray[np.int32]
+    """int32 [N], the number of its source in the recipe."""
 
     def __len__(self) -> int:
         return len(self.samples)
@@ -64,15 +66,22 @@ def load_cached(
     """
     if folder is None:
         buffer = bytearray()
-        samples, repeat = _decode(shards, size, Damage(max_bad), buffer.extend, progress)
-        return CachedData(_shaped(np.frombuffer(buffer, np.uint8), size), samples, repeat)
+        samples, of_shards = _decode(shards, size, Damage(max_bad), buffer.extend, progress)
+        return _cached(_shaped(np.frombuffer(buffer, np.uint8), size), samples, shards, of_shards)
     place = folder / _fingerprint(shards, size)
     if not place.is_dir():
         _write(place, shards, size, max_bad, progress)
-    texts, repeats = msgspec.msgpack.decode((place / _TEXTS).read_bytes(), type=tuple[list[_Texts], list[float]])
+    texts, of_shards = msgspec.msgpack.decode((place / _TEXTS).read_bytes(), type=tuple[list[_Texts], list[int]])
     pixels = np.memmap(place / _PIXELS, np.uint8, mode="r")
     kept = [Sample(one.key, b"", one.captions, one.names) for one in texts]
-    return CachedData(_shaped(pixels, size), kept, np.array(repeats, np.float32))
+    return _cached(_shaped(pixels, size), kept, shards, of_shards)
+
+
+def _cached(pixels: Pixels, samples: list[Sample], shards: Sequence[Shard], of_shards: list[int]) -> CachedData:
+    """What `_decode` found, with what the recipe says of each sample's shard."""
+    repeat = np.array([shard.repeat for shard in shards], np.float32)
+    source = np.array([shard.source for shard in shards], np.int32)
+    return CachedData(pixels, samples, repeat[of_shards], source[of_shards])
 
 
 class _Texts(msgspec.Struct, array_like=True):
@@ -83,19 +92,19 @@ class _Texts(msgspec.Struct, array_like=True):
 
 def _decode(
     shards: Sequence[Shard], size: int, damage: Damage, keep: Callable[[bytes], object], progress: Progress | None
-) -> tuple[list[Sample], NDArray[np.float32]]:
-    """Decode all samples, in order; those that cannot be are counted."""
+) -> tuple[list[Sample], list[int]]:
+    """Decode all samples, in order; those that cannot be are counted. Returns each one's shard, too."""
     samples: list[Sample] = []
-    repeat: list[float] = []
+    of_shards: list[int] = []
     try:
         with ThreadPoolExecutor(cpus.available_cpus()) as pool:
-            for shard in shards:
+            for number, shard in enumerate(shards):
                 for chunk in _chunks(shard.read(damage)):
                     decoded = list(pool.map(lambda sample: decode_one(sample, size, damage), chunk))
                     good = [(s, pixels) for s, pixels in zip(chunk, decoded, strict=True) if pixels is not None]
                     keep(b"".join(pixels.tobytes() for _, pixels in good))
                     samples += [replace(sample, image=b"") for sample, _ in good]
-                    repeat += [shard.repeat] * len(good)
+                    of_shards += [number] * len(good)
                     damage.good(len(good))
                     if progress:
                         progress(len(chunk))
@@ -105,7 +114,7 @@ def _decode(
     damage.judge()
     if not samples:
         raise DataError("the data holds no samples")
-    return samples, np.array(repeat, np.float32)
+    return samples, of_shards
 
 
 def decode_one(sample: Sample, size: int, damage: Damage) -> Pixels | None:
@@ -132,7 +141,7 @@ def _fingerprint(shards: Sequence[Shard], size: int) -> str:
     parts = [f"{_VERSION} {size}"]
     for shard in shards:
         status = shard.file.stat() if shard.file else None
-        parts.append(f"{shard.name} {shard.repeat} {(status.st_size, status.st_mtime_ns) if status else ''}")
+        parts.append(f"{shard.name} {(status.st_size, status.st_mtime_ns) if status else ''}")
     return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:24]
 
 
@@ -142,9 +151,9 @@ def _write(place: Path, shards: Sequence[Shard], size: int, max_bad: float, prog
     try:
         temporary.mkdir(parents=True)
         with (temporary / _PIXELS).open("wb") as file:
-            samples, repeat = _decode(shards, size, Damage(max_bad), file.write, progress)
+            samples, of_shards = _decode(shards, size, Damage(max_bad), file.write, progress)
         texts = [_Texts(sample.key, sample.captions, sample.names) for sample in samples]
-        (temporary / _TEXTS).write_bytes(msgspec.msgpack.encode((texts, repeat.tolist())))
+        (temporary / _TEXTS).write_bytes(msgspec.msgpack.encode((texts, of_shards)))
         if not place.is_dir():  # another rank may have been faster
             temporary.rename(place)
     except OSError as exc:

@@ -34,3 +34,5 @@ class Shard:
     repeat: float = 1.0
     file: Path | None = None
     """Where it lies, if it is a file."""
+    source: int = 0
+    """Number of its source in the recipe."""

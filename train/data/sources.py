@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from functools import partial
 from itertools import islice
 from pathlib import Path
@@ -30,7 +31,8 @@ def open_shards(sources: Sequence[Source], root: str | Path, *, limit: int = 0) 
         UsageError: a file is not of its kind.
         TargetUnavailableError: a library is not installed.
     """
-    return [shard for source in sources for shard in _limited(_open(source, Path(root)), limit)]
+    opened = [_limited(_open(source, Path(root)), limit) for source in sources]
+    return [replace(shard, source=i) for i, shards in enumerate(opened) for shard in shards]
 
 
 def _open(source: Source, root: Path) -> list[Shard]:
