@@ -1,0 +1,277 @@
+"""Test sets in the layout of CLIP_benchmark: images with classes, or with captions to be found.
+
+NAME/test/nshards.txt, 0.tar, …      KEY.jpg|png|webp with KEY.cls, or with KEY.txt, one caption a line
+NAME/classnames.txt                  and zeroshot_classification_templates.txt, where `{c}` is the class
+NAME/dataset_type.txt                `retrieval`, where there are captions
+"""
+
+from __future__ import annotations
+
+import tarfile
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from edgeclip.errors import DataError, UsageError
+from edgeclip.manifest import Preprocess
+from edgeclip.preprocess import preprocess
+
+IMAGE_SUFFIXES = ("jpg", "jpeg", "png", "webp", "bmp", "gif")
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One image, with its class or its captions."""
+
+    key: str
+    image: bytes
+    """Encoded."""
+    label: int | None = None
+    captions: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class TestSet:
+    """A test set as it lies on disk. Iterating reads its samples one by one, so that memory stays flat."""
+
+    __test__ = False  # its name is no test's
+
+    folder: Path
+    classes: tuple[str, ...] = ()
+    templates: tuple[str, ...] = ()
+    """With `{}` for the class."""
+    limit: int = 0
+    """Samples to read, from the first; 0: all."""
+
+    @property
+    def name(self) -> str:
+        return self.folder.name
+
+    @property
+    def is_retrieval(self) -> bool:
+        """Whether its images have captions and no classes."""
+        return not self.classes
+
+    def __iter__(self) -> Iterator[Sample]:
+        """
+        Raises:
+            DataError: a shard or a sample is missing or damaged, or there is none.
+        """
+        files = islice(self._files(), self.limit or None)
+        first = next(files, None)
+        if first is None:
+            raise DataError(f"{self.name}: no samples")
+        yield self._sample(first)
+        yield from map(self._sample, files)
+
+    def _files(self) -> Iterator[dict[str, bytes]]:
+        for i in range(_shards(self.folder)):
+            yield from _read_tar(self.folder / "test" / f"{i}.tar")
+
+    def _sample(self, files: dict[str, bytes]) -> Sample:
+        key = f"{self.name}/{files[''].decode()}"
+        image = next((files[suffix] for suffix in IMAGE_SUFFIXES if suffix in files), None)
+        if image is None:
+            raise DataError(f"{key}: no image")
+        if self.is_retrieval:
+            return Sample(key, image, captions=_captions(files, key))
+        return Sample(key, image, _label(files, len(self.classes), key))
+
+
+@dataclass(frozen=True)
+class Decoded:
+    """N decoded images, each with its class or its captions."""
+
+    name: str
+    pixels: NDArray[np.uint8]
+    """uint8 [N, S, S, 3]."""
+    labels: NDArray[np.int64] | None
+    """int64 [N], for classification."""
+    classes: tuple[str, ...] = ()
+    templates: tuple[str, ...] = ()
+    captions: tuple[tuple[str, ...], ...] = ()
+    """Of each image, for retrieval."""
+
+
+def list_test_sets(folder: Path) -> list[str]:
+    """Names of the test sets in a folder, sorted.
+
+    Raises:
+        DataError: there is no such folder, or no test set in it.
+    """
+    if not folder.is_dir():
+        raise DataError(f"{folder}: no such folder", hint="name the folder that the test sets lie in")
+    names = sorted(path.name for path in folder.iterdir() if (path / "test").is_dir())
+    if not names:
+        raise DataError(f"{folder}: no test sets", hint="a folder of folders with test/0.tar and test/nshards.txt")
+    return names
+
+
+def choose_test_sets(folder: Path, wanted: Sequence[str] = ()) -> list[str]:
+    """The names that are wanted, or all.
+
+    Raises:
+        DataError: as `list_test_sets`.
+        UsageError: there is no set of a name.
+    """
+    known = list_test_sets(folder)
+    for name in wanted:
+        if name not in known:
+            raise UsageError(f"no test set {name!r} in {folder}", hint=f"known: {', '.join(known)}")
+    return list(wanted) or known
+
+
+def open_test_set(folder: Path, *, limit: int = 0) -> TestSet:
+    """What a test set is; its samples are read when it is iterated.
+
+    Raises:
+        DataError: its names or templates are missing.
+    """
+    kind = folder / "dataset_type.txt"
+    if kind.is_file() and _lines(kind) == ["retrieval"]:
+        return TestSet(folder, limit=limit)
+    classes = _lines(folder / "classnames.txt")
+    templates = [t.replace("{c}", "{}") for t in _lines(folder / "zeroshot_classification_templates.txt")]
+    if not classes or not templates:
+        raise DataError(f"{folder}: no {'templates' if classes else 'class names'}")
+    return TestSet(folder, tuple(classes), tuple(templates), limit)
+
+
+def read_test_set(folder: Path, spec: Preprocess, *, limit: int = 0) -> Decoded:
+    """Read and decode one.
+
+    Args:
+        limit: images to read, from the first; 0: all.
+
+    Raises:
+        DataError: it is incomplete or damaged.
+        ImageDecodeError: an image cannot be decoded.
+    """
+    data = open_test_set(folder, limit=limit)
+    pixels, labels, captions = [], [], []
+    for sample in data:
+        pixels.append(preprocess(sample.image, spec, source=sample.key))
+        labels.append(sample.label)
+        captions.append(sample.captions)
+    if data.is_retrieval:
+        return Decoded(data.name, np.stack(pixels), None, captions=tuple(captions))
+    return Decoded(data.name, np.stack(pixels), np.array(labels, np.int64), data.classes, data.templates)
+
+
+def count_samples(folder: Path, limit: int = 0) -> int:
+    """How many samples a set has, at most `limit`; reads the headers alone. For progress.
+
+    Raises:
+        DataError: a shard is missing or damaged.
+    """
+    total = 0
+    for i in range(_shards(folder)):
+        with _opened(folder / "test" / f"{i}.tar") as tar:
+            total += len({_split(member.name)[0] for member in _members(tar) if member.isfile()})
+    return min(total, limit) if limit else total
+
+
+def _shards(folder: Path) -> int:
+    file = folder / "test" / "nshards.txt"
+    text = " ".join(_lines(file))
+    if not text.isascii() or not text.isdigit():
+        raise DataError(f"{file}: {text!r} is not a number of shards")
+    return int(text)
+
+
+def _read_tar(path: Path) -> Iterator[dict[str, bytes]]:
+    """The files of each sample by suffix; under the empty suffix its key. A sample's files lie side by side."""
+    key, files = "", dict[str, bytes]()
+    with _opened(path) as tar:
+        for member in _members(tar):
+            if not member.isfile():
+                continue
+            found, suffix = _split(member.name)
+            if files and found != key:
+                yield files
+                files = {}
+            key = found
+            files[""] = key.encode(errors="replace")
+            files[suffix] = _content(tar, member, path)
+    if files:
+        yield files
+
+
+def _opened(path: Path) -> tarfile.TarFile:
+    try:
+        return tarfile.open(path, "r:")
+    except (OSError, tarfile.TarError) as exc:
+        reason = exc.strerror if isinstance(exc, OSError) and exc.strerror else exc
+        raise DataError(f"{path}: cannot be read: {reason}") from exc
+
+
+def _members(tar: tarfile.TarFile) -> Iterator[tarfile.TarInfo]:
+    """The members in order, none of them kept.
+
+    Raises:
+        DataError: the tar is cut or damaged; Python's tarfile takes one that ends between two files for a whole one.
+    """
+    try:
+        while (member := tar.next()) is not None:
+            yield member
+            tar.members = []  # type: ignore[attr-defined]  # it would keep a record of every file
+        whole = _ends_here(tar)
+    except (OSError, tarfile.TarError) as exc:
+        raise _torn(tar.name, exc) from exc
+    if not whole:
+        raise _torn(tar.name, "ends without a tar's end mark")
+
+
+def _ends_here(tar: tarfile.TarFile) -> bool:
+    """Whether an empty block stands where no further member was found."""
+    file: Any = tar.fileobj
+    file.seek(tar.offset)
+    return bool(file.read(tarfile.BLOCKSIZE) == bytes(tarfile.BLOCKSIZE))
+
+
+def _content(tar: tarfile.TarFile, member: tarfile.TarInfo, path: Path) -> bytes:
+    try:
+        file = tar.extractfile(member)
+        return file.read() if file else b""
+    except (OSError, tarfile.TarError) as exc:
+        raise _torn(path, exc) from exc
+
+
+def _torn(path: Any, reason: object) -> DataError:
+    return DataError(f"{path}: cannot be read to its end: {reason}", hint="get it again")
+
+
+def _split(name: str) -> tuple[str, str]:
+    """Key and suffix: the suffix begins at the first dot of the file's name."""
+    folder, slash, base = name.rpartition("/")
+    stem, _, suffix = base.partition(".")
+    return f"{folder}{slash}{stem}", suffix.lower()
+
+
+def _lines(file: Path) -> list[str]:
+    try:
+        return [line.strip() for line in file.read_text(encoding="utf-8").splitlines() if line.strip()]
+    except OSError as exc:
+        raise DataError(f"{file}: cannot be read: {exc.strerror or exc}") from exc
+    except UnicodeDecodeError as exc:
+        raise DataError(f"{file}: not UTF-8 at byte {exc.start}") from exc
+
+
+def _label(files: dict[str, bytes], classes: int, key: str) -> int:
+    text = files.get("cls", b"").decode("ascii", errors="replace").strip()
+    if not (text.isascii() and text.isdigit()) or int(text) >= classes:
+        raise DataError(f"{key}: class {text!r} is not one of {classes}")
+    return int(text)
+
+
+def _captions(files: dict[str, bytes], key: str) -> tuple[str, ...]:
+    lines = files.get("txt", b"").decode("utf-8", errors="replace").splitlines()
+    captions = tuple(line.strip() for line in lines if line.strip())
+    if not captions:
+        raise DataError(f"{key}: no caption")
+    return captions
