@@ -140,6 +140,11 @@ class Bundle:
             if all(value is None or getattr(artifact, key) == value for key, value in wanted.items())
         ]
 
+    def loose_files(self) -> list[str]:
+        """Files that the model does not need: the manifest lists them, and nothing in it refers to them."""
+        used = set(manifest.named(self.manifest).values())
+        return [entry.path for entry in self.manifest.files if entry.path not in used]
+
     def verify_files(self) -> None:
         """Hash every file, in pieces. Raises BundleIntegrityError for the first that differs."""
         for entry in self.manifest.files:
@@ -243,16 +248,36 @@ def add_artifact(bundle: Bundle, artifact: Artifact, files: Mapping[str, bytes],
         kept, entries = _without(bundle, artifact, replace=replace)
         if taken := {entry.path for entry in entries} & set(files):
             raise ExportExistsError(f"{bundle.path}: {_listing(taken)} belongs to something else in the bundle")
-        contents: dict[str, Iterable[bytes]] = {entry.path: bundle.pieces(entry) for entry in entries}
-        for name, content in files.items():
-            entries.append(pieces.describe(name, content))
-            contents[name] = pieces.copied(content, entries[-1])
-        changed = msgspec.structs.replace(
-            bundle.manifest,
-            artifacts=tuple(sorted([*kept, artifact], key=_key)),
-            files=tuple(sorted(entries, key=lambda entry: entry.path)),
-        )
-        return _write(bundle.path, changed, contents, replace=True)
+        changed = msgspec.structs.replace(bundle.manifest, artifacts=tuple(sorted([*kept, artifact], key=_key)))
+        return _rewrite(bundle, changed, entries, files)
+
+
+def put_file(bundle: Bundle, name: str, content: bytes) -> Bundle:
+    """Put a file that no artifact needs into the bundle at `bundle.path`, which is rewritten whole.
+
+    One of that name is replaced. The bundle is opened anew, as in `add_artifact`.
+
+    Raises:
+        UsageError: an artifact, the tokenizer or the golden vectors have that name.
+        And as `write_bundle` and `Bundle.read`.
+    """
+    with publish.lock(bundle.path):
+        bundle = Bundle.open(bundle.path)
+        kept = [entry for entry in bundle.manifest.files if entry.path != name]
+        if len(kept) < len(bundle.manifest.files) and name not in bundle.loose_files():
+            raise UsageError(f"{bundle.path}: {name!r} belongs to the model")
+        return _rewrite(bundle, bundle.manifest, kept, {name: content})
+
+
+def _rewrite(bundle: Bundle, changed: Manifest, kept: Iterable[FileEntry], new: Mapping[str, bytes]) -> Bundle:
+    """Write the bundle anew with the manifest's changes, the files that are kept, and new ones."""
+    entries = list(kept)
+    contents: dict[str, Iterable[bytes]] = {entry.path: bundle.pieces(entry) for entry in entries}
+    for name, content in new.items():
+        entries.append(pieces.describe(name, content))
+        contents[name] = pieces.copied(content, entries[-1])
+    changed = msgspec.structs.replace(changed, files=tuple(sorted(entries, key=lambda entry: entry.path)))
+    return _write(bundle.path, changed, contents, replace=True)
 
 
 def _without(bundle: Bundle, artifact: Artifact, *, replace: bool) -> tuple[list[Artifact], list[FileEntry]]:

@@ -287,20 +287,20 @@ def _check_version(data: bytes) -> None:
         raise BundleFormatError(f"manifest.json: format version {found} does not exist - at `$.format_version`")
 
 
-def _named(manifest: Manifest) -> dict[str, str]:
+def named(manifest: Manifest) -> dict[str, str]:
     """Every path that the manifest uses, by where it does."""
-    named = {"$.golden": manifest.golden}
+    found = {"$.golden": manifest.golden}
     if manifest.tokenizer:
-        named["$.tokenizer.file"] = manifest.tokenizer.file
+        found["$.tokenizer.file"] = manifest.tokenizer.file
     for i, artifact in enumerate(manifest.artifacts):
-        named[f"$.artifacts[{i}].file"] = artifact.file
-        named |= {f"$.artifacts[{i}].files[{j}]": path for j, path in enumerate(artifact.files)}
-    return named
+        found[f"$.artifacts[{i}].file"] = artifact.file
+        found |= {f"$.artifacts[{i}].files[{j}]": path for j, path in enumerate(artifact.files)}
+    return found
 
 
 def _check_paths(manifest: Manifest) -> None:
     """No path may leave the bundle, and the files must be able to lie side by side, with the manifest among them."""
-    for path in _named(manifest).values():
+    for path in named(manifest).values():
         paths.check(path)
     listed = [entry.path for entry in manifest.files]
     if len(set(listed)) != len(listed):
@@ -316,7 +316,7 @@ def _check_references(manifest: Manifest) -> None:
             raise BundleFormatError(
                 f"manifest.json: {artifact.file!r} is not among its files - at `$.artifacts[{i}].file`"
             )
-    for where, path in _named(manifest).items():
+    for where, path in named(manifest).items():
         if path not in listed:
             raise BundleFormatError(f"manifest.json: {path!r} is not among `$.files` - at `{where}`")
     keys = [(a.tower, a.target, a.precision) for a in manifest.artifacts]

@@ -275,6 +275,8 @@ def _publish(output: Path, source: Source, golden: Golden, existing: Bundle | No
         a for a in (existing.manifest.artifacts if existing else ()) if (a.tower, a.target, a.precision) not in made
     ]
     files: dict[str, bytes] = {"tokenizer.json": source.tokenizer, GOLDEN: golden.to_bytes()}
+    if existing is not None:  # its accuracy card, which knows what it was measured on
+        files |= {name: existing.read(name) for name in existing.loose_files()}
     for artifact in kept:
         assert existing is not None
         files |= {name: existing.read(name) for name in artifact.files}
