@@ -12,6 +12,8 @@ from contextlib import suppress
 from types import FrameType
 from typing import NoReturn, TextIO, cast
 
+import click
+
 from edgeclip.cli.failures import BROKEN_PIPE, Failure, describe
 from edgeclip.cli.group import root
 from edgeclip.cli.output import Output
@@ -19,20 +21,25 @@ from edgeclip.cli.output import Output
 __all__ = ["main"]
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Run a command line and return the exit code; never raises, but for `SystemExit` after a SIGTERM."""
+def main(argv: Sequence[str] | None = None, *, command: click.Command = root, name: str = "edgeclip") -> int:
+    """Run a command line and return the exit code; never raises, but for `SystemExit` after a SIGTERM.
+
+    Args:
+        command: `edgeclip` with all its commands, or one that is a program of its own.
+        name: what usage messages call it.
+    """
     arguments = list(sys.argv[1:] if argv is None else argv)
     _tolerate(sys.stdout, sys.stderr)
     _clean_up_on_termination()
     output = Output(as_json="--json" in _options(arguments))
     with warnings.catch_warnings():
         _tidy_warnings()
-        return _finish(output, _run(arguments, output))
+        return _finish(output, _run(command, name, arguments, output))
 
 
-def _run(arguments: list[str], output: Output) -> Failure | None:
+def _run(command: click.Command, name: str, arguments: list[str], output: Output) -> Failure | None:
     try:
-        code = root.main(arguments, prog_name="edgeclip", standalone_mode=False, obj=output)
+        code = command.main(arguments, prog_name=name, standalone_mode=False, obj=output)
     except SystemExit:
         raise
     except BaseException as exc:

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from edgeclip.bundle import MANIFEST, Bundle
-from edgeclip.cli import progress
+from edgeclip.card import read_card
+from edgeclip.cli import cards, progress
 from edgeclip.cli.export import HUB
 from edgeclip.cli.group import Command, examples
 from edgeclip.cli.hashing import hash_files
@@ -67,8 +68,9 @@ def is_bundle(name: str) -> bool:
 
 
 def show_bundle(output: Output, bundle: Bundle, checked: int) -> None:
-    """Print a bundle's facts and artifacts."""
+    """Print a bundle's facts, its artifacts, and what it was measured to do."""
     manifest = bundle.manifest
+    card = read_card(bundle)
     size = sum(entry.size for entry in manifest.files)
     output.document |= {
         "kind": "bundle",
@@ -77,12 +79,15 @@ def show_bundle(output: Output, bundle: Bundle, checked: int) -> None:
         "size_bytes": size,
         "files_hashed": checked,
         "manifest": manifest,
+        "card": None,
     }
     output.facts("Bundle", _bundle_facts(bundle, size, checked))
     output.facts("Model", _model_facts(manifest))
     sizes = {entry.path: entry.size for entry in manifest.files}
     columns = ("artifact", "MB", "opset", "gate", "cos min", "top-1", "measured on")
     output.table("Artifacts", columns, [_artifact_row(output, artifact, sizes) for artifact in manifest.artifacts])
+    if card is not None:
+        cards.show(output, card, stale=card.is_stale(manifest))
 
 
 def show_checkpoint(output: Output, checkpoint: Checkpoint) -> None:
