@@ -7,7 +7,12 @@ MERGES = build/tokenizer/open_clip/bpe_simple_vocab_16e6.txt.gz
 # What CLIP's tokenizer is read from: the vocabulary in the package's data. The package itself is neither installed nor imported.
 OPEN_CLIP = open_clip_torch==3.3.0
 
-.PHONY: setup demo test test-nightly check format bench clean
+PHOTOGRAPHS = build/photographs
+# Photographs to show the model, from the data of packages; scikit-image is neither installed nor imported.
+SCIKIT_IMAGE = 'scikit-image>=0.25,<1'
+SCIKIT_IMAGE_FILES = astronaut.png brick.png camera.png chelsea.png coffee.png coins.png grass.png motorcycle_left.png rocket.jpg
+
+.PHONY: setup demo demo-export test test-nightly check format bench clean
 
 setup: $(VENV)/.ready $(MERGES)
 
@@ -20,8 +25,19 @@ $(VENV)/.ready: pyproject.toml constraints.txt
 $(MERGES): | $(VENV)/.ready
 	$(BIN)/pip install --quiet --disable-pip-version-check $(PIP_ARGS) --no-deps --no-compile --upgrade --target build/tokenizer $(OPEN_CLIP)
 
-demo: setup
-	$(BIN)/edgeclip demo --tokenizer $(MERGES)
+$(PHOTOGRAPHS)/.ready: | $(VENV)/.ready
+	$(BIN)/pip install --quiet --disable-pip-version-check $(PIP_ARGS) --no-deps --no-compile --only-binary :all: --upgrade --target build/scikit-image $(SCIKIT_IMAGE)
+	mkdir -p $(PHOTOGRAPHS)
+	cp $(addprefix build/scikit-image/skimage/data/,$(SCIKIT_IMAGE_FILES)) $(PHOTOGRAPHS)
+	cp $(VENV)/lib/python3*/site-packages/sklearn/datasets/images/*.jpg $(PHOTOGRAPHS)
+	rm -rf build/scikit-image
+	touch $@
+
+demo: setup $(PHOTOGRAPHS)/.ready
+	$(BIN)/edgeclip demo --photographs $(PHOTOGRAPHS)
+
+demo-export: setup
+	$(BIN)/edgeclip demo --export --tokenizer $(MERGES)
 
 test: setup
 	$(BIN)/python -m pytest -q -m 'not nightly and not gpu'

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import msgspec
 from msgspec import Meta
@@ -23,7 +23,9 @@ from edgeclip.manifest import (
     Struct,
     parse_json,
 )
-from edgeclip.scores import Score
+
+if TYPE_CHECKING:
+    from edgeclip.scores import Score
 
 FILE = "report.json"
 FORMAT_VERSION = 1

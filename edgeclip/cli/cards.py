@@ -24,7 +24,7 @@ def show(output: Output, card: Card, *, stale: bool) -> None:
         facts["size"] = f"{megabytes(cost.size_bytes)} MB"
         facts["one image, pixels ready"] = f"{cost.image_ms:.2f} ms"
         facts["one text"] = f"{cost.text_ms:.2f} ms"
-        facts["on"] = f"{cost.cpu}, {cost.threads} threads"
+        facts["on"] = f"{cost.cpu}, {cost.threads} thread{'s' if cost.threads > 1 else ''}"
     output.facts("", facts)
 
 

@@ -1,236 +1,280 @@
-"""`edgeclip demo`: the whole way, from a checkpoint to labels, on this machine."""
+"""`edgeclip demo`: the built-in model at work on photographs, and how good it was measured to be."""
 
 from __future__ import annotations
 
-import importlib.util
-import statistics
-import tempfile
-import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
-from edgeclip.bundle import Bundle
-from edgeclip.cli import classify as classifying
-from edgeclip.cli import export as exporting
-from edgeclip.cli import progress
+from edgeclip import __version__
+from edgeclip.cli import cards, photographs, progress
 from edgeclip.cli import verify as verifying
 from edgeclip.cli.classify import RANDOM, Classified
+from edgeclip.cli.clock import Clock
 from edgeclip.cli.group import Command, examples
 from edgeclip.cli.hashing import hash_files
-from edgeclip.cli.options import Engine, need_export
+from edgeclip.cli.options import Engine
 from edgeclip.cli.output import Output
-from edgeclip.errors import TargetUnavailableError
-from edgeclip.manifest import Target
-from edgeclip.templates import photo
+from edgeclip.cli.photographs import Photographs
+from edgeclip.errors import BundleNotFoundError, InputError, UsageError
 
 if TYPE_CHECKING:
     from edgeclip.backends.base import Embeddings
-    from edgeclip.train.models.config import ClipConfig
+    from edgeclip.model import Model
+    from edgeclip.pixels import Skipped
 
-ARCHITECTURE = "ViT-B-32"
-LABELS = ("a temple", "a flower", "a cat", "a street", "a bowl of soup")
-PHOTOGRAPHS = ("china.jpg", "flower.jpg")
-"""What scikit-learn carries."""
-REPEATS = 9
+LABELS = (
+    *("a cat", "a dog", "a flower", "a cup of coffee", "a motorcycle", "a rocket", "an astronaut"),
+    *("coins", "a temple", "grass", "a brick wall", "a man with a camera"),
+)
+"""What is on the photographs that packages carry, and a dog, which is on none."""
+TEMPLATES = ("a photo of {}.",)
+QUERIES = (
+    "the face of an animal",
+    "something to drink on a table",
+    "a woman in a space suit",
+    "a launch pad at night",
+    "a building by the water",
+    "a vehicle with two wheels",
+)
+TOP = 3
+SHOWN = 20
+"""Photographs in the table."""
 
 
 @dataclass(frozen=True)
-class Tried:
-    """What one backend made of the photographs."""
+class Found:
+    """A photograph that a query found."""
 
-    backend: str
-    load_s: float
-    image_ms: float
-    """Median of one photograph, decoding included."""
-    text_ms: float
-    """Median of one text."""
-    embeddings: Embeddings = field(repr=False)
-    found: list[Classified]
+    source: str
+    cosine: float
 
 
 @dataclass
-class Clock:
-    """Seconds of each step."""
+class Seen:
+    """What the model made of the photographs."""
 
-    seconds: dict[str, float] = field(default_factory=dict)
-
-    @contextmanager
-    def step(self, name: str) -> Iterator[None]:
-        started = time.perf_counter()
-        yield
-        self.seconds[name] = round(time.perf_counter() - started, 2)
+    names: list[str] = field(default_factory=list)
+    labels: list[Classified] = field(default_factory=list)
+    searches: dict[str, list[Found]] = field(default_factory=dict)
+    skipped: list[Skipped] = field(default_factory=list)
 
 
 @click.command(
     cls=Command,
     epilog=examples(
-        "edgeclip demo", "edgeclip demo --tokenizer bpe_simple_vocab_16e6.txt.gz --out demo/", "edgeclip demo --json"
+        "edgeclip demo",
+        "edgeclip demo --photographs ~/Pictures --labels 'a beach,a party,a dog' --query 'children in the snow'",
+        "edgeclip demo --model b32.edgeclip --json",
+        "edgeclip demo --export --tokenizer bpe_simple_vocab_16e6.txt.gz --out demo/",
     ),
 )
-@click.option("--tokenizer", help="tokenizer.json, or OpenAI's merges; that of an installed open_clip by default.")
-@click.option("--out", type=click.Path(path_type=Path, file_okay=False), help="Keep the checkpoint and bundle here.")
+@click.option("--model", type=click.Path(path_type=Path), help="A bundle; the built-in model by default.")
+@click.option(
+    "--photographs",
+    "folder",
+    type=click.Path(path_type=Path),
+    help="A folder, searched recursively; what installed packages carry by default.",
+)
+@click.option("--labels", help="Names of the classes, with commas.")
+@click.option("--query", "queries", multiple=True, help="A text to search the photographs with; may be given again.")
+@click.option("--export", "exporting", is_flag=True, help="Export a model with random weights instead, and run that.")
+@click.option("--tokenizer", help="With --export: tokenizer.json, or OpenAI's merges; that of open_clip by default.")
+@click.option(
+    "--out",
+    type=click.Path(path_type=Path, file_okay=False),
+    help="With --export: keep the checkpoint and bundle here.",
+)
 @click.pass_obj
-def command(output: Output, tokenizer: str | None, out: Path | None) -> None:
-    """Make a ViT-B/32 with random weights, export it, verify it on every backend, embed and classify two photographs.
+def command(
+    output: Output,
+    model: Path | None,
+    folder: Path | None,
+    labels: str | None,
+    queries: tuple[str, ...],
+    exporting: bool,
+    tokenizer: str | None,
+    out: Path | None,
+) -> None:
+    """Verify the built-in model, classify and search photographs with it, and show how good and how fast it is.
 
-    Nothing is downloaded. About a minute and 2 GB of disk.
+    Nothing is downloaded, and PyTorch is not needed. With --export: make a ViT-B/32 with random weights, export it,
+    verify and time it on every backend; needs PyTorch, about a minute and 2 GB of disk.
     """
-    need_export()
-    with progress.steps(output) as begin:
-        begin("loading PyTorch")
-        from edgeclip.train.models.config import load_config
-    config = load_config(ARCHITECTURE)
-    if out is not None:
-        run(output, config, tokenizer, out)
-        output.line(f"kept in {out}")
+    _check_options(
+        exporting,
+        {"--tokenizer": tokenizer, "--out": out},
+        {"--model": model, "--photographs": folder, "--labels": labels, "--query": queries},
+    )
+    if exporting:
+        from edgeclip.cli.demo_export import export_demo
+
+        export_demo(output, tokenizer, out)
         return
-    with tempfile.TemporaryDirectory(prefix="edgeclip-demo-") as folder:
-        run(output, config, tokenizer, Path(folder))
+    chosen = photographs.in_folder(folder) if folder is not None else photographs.carried()
+    run(output, model, chosen, _listed(labels) or LABELS, queries or QUERIES)
 
 
-def run(output: Output, config: ClipConfig, tokenizer: str | None, folder: Path) -> None:
-    """All steps, in `folder`; prints each as it is done."""
+def run(output: Output, path: Path | None, chosen: Photographs, labels: Sequence[str], queries: Sequence[str]) -> None:
+    """All steps; prints each as it is done.
+
+    Raises:
+        BundleNotFoundError: there is no built-in model.
+        ParityError: this device does not compute what the bundle's makers measured.
+        InputError: none of the photographs can be read.
+    """
     clock = Clock()
-    output.document["random_weights"] = True
-    checkpoint, path = folder / f"{config.name}-random", folder / f"{config.name}-random.edgeclip"
-    with clock.step("checkpoint"), progress.steps(output) as begin:
-        begin(f"making a {config.name} with random weights")
-        from edgeclip.export.demo_checkpoint import write_demo_checkpoint
-
-        write_demo_checkpoint(checkpoint, config, tokenizer=tokenizer)
-    with clock.step("export"):
-        export(output, checkpoint, path)
-    with clock.step("verify"):
-        verify(output, path)
-    photographs = find_photographs()
-    with clock.step("embed and classify"):
-        tried = [try_backend(output, path, name, photographs) for name in usable()] if photographs else []
-    show(output, tried)
-    output.document["seconds"] = clock.seconds
-    output.facts("Time", {name: f"{seconds:.1f} s" for name, seconds in clock.seconds.items()})
-    if not photographs:
-        output.line("No photographs to embed: pip install scikit-learn brings two.")
-    output.line(RANDOM)
+    with clock.step("load"):
+        model = _load(path)
+    with model:
+        output.document |= {"provenance": {**model.info.provenance(), "edgeclip": __version__}}
+        engine = f"{model.info.backend} {model.info.engine_version}, {model.info.precision} in {model.info.compute}"
+        output.line(f"{model.info.name} on {engine}, {model.info.threads} threads, {model.info.device}")
+        output.line("")
+        with clock.step("verify"):
+            verify(output, model)
+        seen = look(output, model, chosen, labels, queries, clock)
+        show(output, seen, chosen.others)
+        show_card(output, model)
+        show_time(output, clock, len(seen.names))
+        if model.info.random_weights:
+            output.line(RANDOM)
 
 
-def export(output: Output, checkpoint: Path, path: Path) -> None:
-    """Export to every target whose backend is installed.
+def verify(output: Output, model: Model) -> None:
+    """Hash every file of the bundle, and run the golden vectors.
 
     Raises:
-        ParityError: an artifact is below its gate.
+        BundleIntegrityError: a file differs from the manifest.
+        ParityError: the engine does not reproduce the reference.
     """
-    from edgeclip.export.pipeline import TARGETS, plan, raise_if_failed
-    from edgeclip.export.pipeline import export as make
+    from edgeclip.verify import verify as run_golden
 
-    targets: list[Target] = [target for target, backend in TARGETS.items() if backend in usable()]
-    jobs = plan(targets, ["fp32"], None)
-    with progress.steps(output, len(jobs) + 3) as begin:
-        begin("reading the checkpoint")
-        source = exporting.open_checkpoint(str(checkpoint), random_weights=True)
-        outcomes = make(source, path, jobs, force=True, progress=begin)
-    exporting.show(output, outcomes)
-    raise_if_failed(outcomes)
-
-
-def verify(output: Output, path: Path) -> None:
-    """Hash the bundle and verify it on every backend.
-
-    Raises:
-        ParityError: a backend does not reproduce the reference.
-    """
-    bundle = Bundle.open(path)
-    hash_files(output, bundle)
-    plans = verifying.plan(bundle.manifest, Engine("all"), None)
-    with progress.steps(output, len(plans)) as begin:
-        runs = list(verifying.verify_each(bundle, plans, begin))
+    count = hash_files(output, model.bundle)
+    output.document |= {"digest": model.bundle.digest, "files_hashed": count}
+    with progress.steps(output) as begin:
+        begin("golden vectors")
+        engine = Engine(model.info.backend, model.info.precision)
+        runs = [verifying.Run(verifying.Plan(engine, None), run_golden(model))]
     verifying.show(output, runs)
+    output.line(f"{count} files hashed; {model.bundle.digest}")
+    output.line("")
     verifying.raise_if_failed(runs)
 
 
-def usable() -> list[str]:
-    """Backends whose library is installed.
+def look(
+    output: Output, model: Model, chosen: Photographs, labels: Sequence[str], queries: Sequence[str], clock: Clock
+) -> Seen:
+    """Embed every photograph once; classify and search with the embeddings."""
+    from edgeclip.zeroshot import softmax
 
-    Raises:
-        TargetUnavailableError: there is none.
-    """
-    from edgeclip import backends
-
-    names = [name for name in backends.BACKENDS if backends.installed(name)]
-    if not names:
-        raise TargetUnavailableError("no backend is installed", hint="pip install 'edgeclip[onnx,openvino]'")
-    return names
-
-
-def find_photographs() -> list[Path]:
-    """Those that scikit-learn carries, which is located, not imported; none where it is not installed."""
-    package = importlib.util.find_spec("sklearn")
-    folders = package.submodule_search_locations if package else None
-    found = [Path(folder, "datasets", "images", name) for folder in folders or () for name in PHOTOGRAPHS]
-    return [path for path in found if path.is_file()]
+    seen = Seen()
+    with clock.step("embed photographs"):
+        images = _embed(output, model, chosen, seen)
+    with clock.step("embed labels and queries"):
+        classifier = model.classifier(labels, TEMPLATES)
+        texts = model.encode_text(queries)
+    rows = softmax(classifier.logits(images))
+    seen.labels = [Classified(n, classifier.rank(row, TOP)) for n, row in zip(seen.names, rows, strict=True)]
+    for query, cosines in zip(queries, texts @ images.T, strict=True):
+        best = (-cosines).argsort(kind="stable")[:TOP]
+        seen.searches[query] = [Found(seen.names[i], round(float(cosines[i]), 4)) for i in best]
+    return seen
 
 
-def try_backend(output: Output, path: Path, name: str, photographs: list[Path]) -> Tried:
-    """Load a backend, embed and classify the photographs, and take the time."""
-    started = time.perf_counter()
-    with progress.steps(output) as begin:
-        begin(f"running {name}")
-        with Engine(name).load(path) as model:
-            load_s = time.perf_counter() - started
-            paths = [str(photograph) for photograph in photographs]
-            found, _ = classifying.classify(model, paths, LABELS, photo, len(LABELS), 32, "raise", lambda amount: None)
-            return Tried(
-                backend=f"{name} {model.info.engine_version}",
-                load_s=round(load_s, 3),
-                image_ms=_median_ms(lambda: model.encode_image(photographs[0])),
-                text_ms=_median_ms(lambda: model.encode_text(LABELS[0])),
-                embeddings=model.encode_image(paths),
-                found=[Classified(Path(one.source).name, one.predictions) for one in found],
-            )
+def show(output: Output, seen: Seen, others: int) -> None:
+    """Print labels and searches."""
+    output.document |= {
+        "photographs": seen.labels,
+        "searches": seen.searches,
+        "skipped": seen.skipped,
+        "other_files": others,
+    }
+    ranks = ("1st", "2nd", "3rd")
+    rows = [[one.source, *_cells([(p.label, p.probability) for p in one.predictions])] for one in seen.labels]
+    output.table("Labels, with their probabilities", ("photograph", *ranks), rows[:SHOWN])
+    if len(rows) > SHOWN:
+        output.line(f"... and {len(rows) - SHOWN} more: --json has all")
+        output.line("")
+    found = [[query, *_cells([(f.source, f.cosine) for f in some])] for query, some in seen.searches.items()]
+    output.table("Search, with cosines", ("query", *ranks), found)
+    if others:
+        output.note(f"left out, since they are no images: {others} files")
+    if seen.skipped:
+        output.note(
+            f"skipped, since they cannot be read: {len(seen.skipped)} images, the first for {seen.skipped[0].reason}"
+        )
 
 
-def show(output: Output, tried: list[Tried]) -> None:
-    """Print speed, agreement between backends, and labels."""
-    if not tried:
+def show_card(output: Output, model: Model) -> None:
+    """Print the bundle's accuracy card, if it has one."""
+    from edgeclip.card import read_card
+
+    card = read_card(model.bundle)
+    if card is None:
+        output.document["card"] = None
+        output.line("This bundle carries no accuracy card.")
+        output.line("")
         return
-    cosines = agreement(tried)
-    output.document["backends"] = [
-        {"backend": t.backend, "load_s": t.load_s, "image_ms": t.image_ms, "text_ms": t.text_ms, "cosine_min": c}
-        for t, c in zip(tried, cosines, strict=True)
-    ]
-    output.document["photographs"] = {t.backend: t.found for t in tried}
-    rows = [
-        [t.backend, f"{t.load_s:.2f}", f"{t.image_ms:.1f}", f"{t.text_ms:.1f}", f"{c:.6f}"]
-        for t, c in zip(tried, cosines, strict=True)
-    ]
-    columns = ("backend", "load s", "ms a photograph", "ms a text", f"cosine with {tried[0].backend}")
-    output.table("Photographs", columns, rows)
-    output.table("Labels", ("photograph", "label", *(t.backend for t in tried)), _label_rows(tried))
+    cards.show(output, card, stale=card.is_stale(model.bundle.manifest))
 
 
-def agreement(tried: list[Tried]) -> list[float]:
-    """For each backend, the lowest cosine of its embeddings with those of the first."""
-    first = tried[0].embeddings
-    return [round(float((one.embeddings * first).sum(axis=1).min()), 7) for one in tried]
+def show_time(output: Output, clock: Clock, count: int) -> None:
+    """Print the seconds of each step, and photographs a second, decoding included."""
+    rate = count / clock.seconds["embed photographs"]
+    output.document |= {"seconds": clock.rounded(), "images_per_s": round(rate, 1)}
+    facts = {name: f"{seconds:.2f} s" for name, seconds in clock.seconds.items()}
+    facts["embed photographs"] += f", {count} in all, {rate:.0f} images/s from files"
+    output.facts("Time", facts)
 
 
-def _label_rows(tried: list[Tried]) -> list[list[str]]:
+def _load(path: Path | None) -> Model:
+    from edgeclip.loading import load
+
+    try:
+        return load(path)
+    except BundleNotFoundError as exc:
+        if path is not None:
+            raise
+        raise BundleNotFoundError(
+            exc.message, hint="edgeclip demo --model BUNDLE runs another, edgeclip demo --export makes one"
+        ) from exc
+
+
+def _embed(output: Output, model: Model, chosen: Photographs, seen: Seen) -> Embeddings:
+    """[N, D] of the photographs that can be read; `seen` gets their names, and those that cannot be."""
+    import numpy as np
+
     rows = []
-    for i, one in enumerate(tried[0].found):
-        shares = [{p.label: p.probability for p in t.found[i].predictions} for t in tried]
-        for rank, best in enumerate(one.predictions):
-            rows.append([one.source if rank == 0 else "", best.label, *(f"{s[best.label]:.4f}" for s in shares)])
-    return rows
+    with progress.bar(output, "photographs", len(chosen.paths)) as advance:
+        for batch in model.stream_image(chosen.paths, on_error="skip"):
+            rows.append(batch.embeddings)
+            seen.names += [chosen.names[i] for i in batch.indices]
+            seen.skipped += batch.skipped
+            advance(len(batch.indices) + len(batch.skipped))
+    if not seen.names:
+        raise InputError(f"none of {len(chosen.paths)} images can be read: {seen.skipped[0].reason}")
+    return np.concatenate(rows)
 
 
-def _median_ms(call: Callable[[], object]) -> float:
-    times = []
-    for _ in range(REPEATS):
-        started = time.perf_counter()
-        call()
-        times.append(time.perf_counter() - started)
-    return round(1e3 * statistics.median(times), 2)
+def _cells(ranked: Sequence[tuple[str, float]]) -> list[str]:
+    """One cell a rank, empty where there are fewer."""
+    cells = [f"{name} {value:.2f}" for name, value in ranked]
+    return cells + [""] * (TOP - len(cells))
+
+
+def _listed(labels: str | None) -> list[str]:
+    return [label.strip() for label in (labels or "").split(",") if label.strip()]
+
+
+def _check_options(exporting: bool, of_export: dict[str, Any], of_model: dict[str, Any]) -> None:
+    """
+    Raises:
+        UsageError: an option of one way with the other.
+    """
+    for name, value in (of_model if exporting else of_export).items():
+        if value:
+            raise UsageError(f"{name} {'and --export exclude each other' if exporting else 'needs --export'}")

@@ -23,7 +23,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "classify": ("edgeclip.cli.classify", "Classify images by labels that you choose."),
     "doctor": ("edgeclip.cli.doctor", "Show which engines run here, and what the others need."),
     "unpack": ("edgeclip.cli.unpack", "Write a bundle's files to a directory."),
-    "demo": ("edgeclip.cli.demo", "Export, verify and run a ViT-B/32 with random weights."),
+    "demo": ("edgeclip.cli.demo", "Run the built-in model on photographs."),
 }
 """Name -> module, whose `command` it is, and one line of help."""
 

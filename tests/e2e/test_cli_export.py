@@ -1,4 +1,4 @@
-"""`export`, `inspect` of checkpoints, and `demo` as they are used."""
+"""`export`, `inspect` of checkpoints, and `demo --export` as they are used."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ import msgspec
 import pytest
 import torch
 
-from edgeclip.bundle import Bundle
-from edgeclip.cli import demo, main
+from edgeclip.bundle import Bundle, put_file
+from edgeclip.cli import demo_export, main
 from edgeclip.cli.output import Output
 from edgeclip.errors import ExportError
 from edgeclip.export import pipeline
@@ -141,7 +141,7 @@ def test_the_demo_checkpoint_reads_back_as_it_was_made(tmp_path: Path) -> None:
 def test_the_demo_goes_all_the_way(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     pytest.importorskip("sklearn", reason="scikit-learn, which carries the photographs, is not installed")
     output = Output()
-    demo.run(output, small(), str(tiny.tokenizer_file(tmp_path)), tmp_path / "demo")
+    demo_export.run(output, small(), str(tiny.tokenizer_file(tmp_path)), tmp_path / "demo")
     shown = capfd.readouterr().out
     for part in ("Export", "Verification", "Photographs", "Labels", "Time", "china.jpg", "flower.jpg", "a temple"):
         assert part in shown
@@ -154,8 +154,16 @@ def test_the_demo_goes_all_the_way(tmp_path: Path, capfd: pytest.CaptureFixture[
 def test_the_demo_without_photographs_says_how_to_get_them(
     tmp_path: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(demo, "find_photographs", list)
-    monkeypatch.setattr(demo, "export", lambda *_: None)
-    monkeypatch.setattr(demo, "verify", lambda *_: None)
-    demo.run(Output(), small(), str(tiny.tokenizer_file(tmp_path)), tmp_path / "demo")
+    monkeypatch.setattr(demo_export, "carried_by", lambda _: [])
+    monkeypatch.setattr(demo_export, "export", lambda *_: None)
+    monkeypatch.setattr(demo_export, "verify", lambda *_: None)
+    demo_export.run(Output(), small(), str(tiny.tokenizer_file(tmp_path)), tmp_path / "demo")
     assert "pip install scikit-learn" in capfd.readouterr().out
+
+
+def test_what_an_export_does_not_make_again_stays_in_the_bundle(tiny_checkpoint: Path, tmp_path: Path) -> None:
+    path = tmp_path / "x.edgeclip"
+    tiny.bundle(tiny_checkpoint, path, targets=("onnx",), precisions=("fp32",))
+    put_file(Bundle.open(path), "report.json", b"{}")
+    tiny.bundle(tiny_checkpoint, path, targets=("onnx",), precisions=("fp16",))
+    assert Bundle.open(path).read("report.json") == b"{}" and len(Bundle.open(path).manifest.artifacts) == 4
