@@ -9,6 +9,7 @@ from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any, cast
 
+import msgspec
 import torch
 from torch import nn
 
@@ -25,6 +26,7 @@ from edgeclip.train.recipe import Recipe, resolve
 from edgeclip.train.setup import TOKENIZER, Begin, Parts, assemble
 from edgeclip.train.state import Facts, State, collect, newest_state, restore, write_state
 from edgeclip.train.step import Step
+from edgeclip.train.summary import RECIPE, SCORES
 
 CHECKPOINT, STATES = "checkpoint", "states"
 FREE = {"output", "data.root", "data.cache_dir"} | {
@@ -119,6 +121,7 @@ class Run:
         """
         if self.world.first:
             (self.folder / TOKENIZER).write_bytes(self.parts.tokenizer)
+            (self.folder / RECIPE).write_bytes(msgspec.json.format(msgspec.json.encode(self.recipe)))
         with self._metrics() as metrics:
             batches = self.parts.loader.batches(self.step)
             for batch in prefetched(batches) if self.step < self.steps else ():
@@ -131,6 +134,8 @@ class Run:
             self.finish()
             self.scores = self.evaluate()
             self._report_scores(metrics, self.scores)
+            if self.scores:
+                (self.folder / SCORES).write_bytes(msgspec.json.format(msgspec.json.encode(self.scores)))
         return self.checkpoint
 
     def advance(self, batch: Any) -> Logged:

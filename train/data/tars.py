@@ -128,22 +128,6 @@ def _read_tar(url: str, name: str, damage: Damage) -> Iterator[Sample]:
         _close(stream, name, damage if through else None)
 
 
-def read_groups(path: Path) -> Iterator[Mapping[str, Any]]:
-    """The files of each sample of a tar, by suffix, with `__key__`; nothing may be damaged.
-
-    Raises:
-        DataError: it cannot be read to its end.
-    """
-    damage = Damage()
-    try:
-        with path.open("rb") as stream:
-            yield from _groups(str(path), Watched(stream), partial(_torn, damage, path.name))
-    except OSError as exc:
-        raise DataError(f"{path}: cannot be read: {exc.strerror or exc}") from exc
-    if damage.shards:
-        raise DataError(f"{path}: cannot be read to its end: {damage.shards[0]}", hint="get it again")
-
-
 def _groups(url: str, stream: Watched, handler: Callable[[Exception], bool]) -> Iterator[Mapping[str, Any]]:
     """The files of a tar's samples, by suffix."""
     tariterators = _webdataset().tariterators
