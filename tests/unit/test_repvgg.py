@@ -8,6 +8,7 @@ import msgspec
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
 
 from edgeclip.errors import UsageError
 from edgeclip.train.checkpoints import build, read_checkpoint, save_checkpoint
@@ -23,6 +24,7 @@ from edgeclip.train.models import (
     load_config,
     to_precision,
 )
+from edgeclip.train.models.clip import image_tower
 from edgeclip.train.models.config import Branch
 from edgeclip.train.models.repvgg import RepBlock
 
@@ -172,6 +174,21 @@ def test_the_student_has_at_most_six_million_parameters() -> None:
     with torch.device("meta"):
         clip = Clip(load_config("edge-s"))
     assert sum(parameter.numel() for parameter in clip.parameters()) <= 6_000_000
+
+
+def test_the_students_images_cost_at_most_a_quarter_of_the_teachers() -> None:
+    costs = {}
+    for name in ("edge-s", "edge-t"):
+        with torch.device("meta"), FlopCounterMode(display=False) as counter:
+            image_tower(load_config(name)).eval()(torch.zeros(1, 3, 64, 64))
+        costs[name] = counter.get_total_flops()
+    assert costs["edge-s"] <= costs["edge-t"] / 4
+
+
+def test_the_teacher_fits_in_25_megabytes_at_half_precision() -> None:
+    with torch.device("meta"):
+        clip = Clip(load_config("edge-t"))
+    assert 2 * sum(tensor.numel() for tensor in clip.state_dict().values()) <= 25_000_000
 
 
 def test_both_kinds_of_names_are_suggested() -> None:
