@@ -10,6 +10,7 @@ from pathlib import Path
 import msgspec
 from safetensors import SafetensorError
 from safetensors.torch import save_file
+from torch import Tensor
 
 from edgeclip.errors import CheckpointError, ExportExistsError, ResourceError, UsageError
 from edgeclip.manifest import Preprocess
@@ -42,13 +43,16 @@ def save_checkpoint(
     tokenizer: str | Path | None = None,
     *,
     licence: str = "",
+    half: bool = False,
 ) -> Path:
     """Write a model as a directory that `read_checkpoint` reads; half of one is never visible.
 
     Args:
         tokenizer: `tokenizer.json`, or a directory that holds it or `vocab.json` and `merges.txt`.
+        half: write float16, which reads back as float32.
 
     Raises:
+        CheckpointError: a weight is beyond what float16 holds.
         ExportExistsError: `folder` exists; nothing is ever replaced.
         UsageError: there is no such tokenizer.
         ResourceError: the disk is full.
@@ -62,7 +66,7 @@ def save_checkpoint(
         fresh = Path(temporary) / "new"
         fresh.mkdir()
         try:
-            _write(clip, fresh, preprocess, files, licence)
+            _write(clip, fresh, preprocess, files, licence, half=half)
         except (OSError, SafetensorError) as exc:  # the library has its own error for a full disk
             reason = getattr(exc, "strerror", None) or exc
             raise ResourceError(f"{folder.name}: cannot be written: {reason}", hint="free some space") from exc
@@ -80,8 +84,12 @@ def _tokenizer_files(tokenizer: str | Path | None) -> list[Path]:
     return files
 
 
-def _write(clip: Clip, folder: Path, preprocess: Preprocess, tokenizer: list[Path], licence: str) -> None:
+def _write(
+    clip: Clip, folder: Path, preprocess: Preprocess, tokenizer: list[Path], licence: str, *, half: bool
+) -> None:
     state = {name: tensor.detach().cpu().contiguous() for name, tensor in clip.state_dict().items()}
+    if half:
+        state = {name: _halved(name, tensor) for name, tensor in state.items()}
     save_file(state, folder / WEIGHTS, metadata={"format": "pt"})
     for file in tokenizer:
         shutil.copyfile(file, folder / (file.name if len(tokenizer) > 1 else "tokenizer.json"))
@@ -95,6 +103,13 @@ def _write(clip: Clip, folder: Path, preprocess: Preprocess, tokenizer: list[Pat
     (folder / DESCRIPTION).write_bytes(msgspec.json.format(msgspec.json.encode(description), indent=1) + b"\n")
     for file in folder.iterdir():
         _sync(file)
+
+
+def _halved(name: str, tensor: Tensor) -> Tensor:
+    halved = tensor.half() if tensor.is_floating_point() else tensor
+    if not bool(halved.isfinite().all()):
+        raise CheckpointError(f"{name}: beyond what float16 holds", hint="keep the checkpoint in float32")
+    return halved
 
 
 def _sync(file: Path) -> None:
