@@ -71,7 +71,9 @@ def open_source(
             source_format=checkpoint.format,
             source_sha256=checkpoint.sha256,
             source=checkpoint.source,
-            licence=licence or checkpoint.licence,
+            recipe=checkpoint.origin.recipe,
+            data=checkpoint.origin.data,
+            licence=licence or checkpoint.origin.licence,
         ),
     )
 

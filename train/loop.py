@@ -15,7 +15,7 @@ from torch import nn
 
 from edgeclip.errors import CheckpointError, NonFiniteError, UsageError
 from edgeclip.train import distributed, optimizer
-from edgeclip.train.checkpoints import save_checkpoint
+from edgeclip.train.checkpoints import Origin, save_checkpoint
 from edgeclip.train.data.loader import prefetched
 from edgeclip.train.distributed import World
 from edgeclip.train.evaluate import Evaluator, Score
@@ -197,7 +197,7 @@ class Run:
                 self.checkpoint,
                 self.parts.preprocess,
                 self.folder / TOKENIZER,
-                licence=self.recipe.model.licence,
+                origin=_origin(self.recipe),
             )
         distributed.wait(self.world)
         return self.checkpoint
@@ -249,6 +249,11 @@ class Run:
 def _steps(recipe: Recipe, parts: Parts) -> int:
     assert parts.loader.steps_per_epoch is not None  # a recipe with epochs has data of known length
     return max(1, round(recipe.loop.epochs * parts.loader.steps_per_epoch))
+
+
+def _origin(recipe: Recipe) -> Origin:
+    described = f"{recipe.name}, sha256 {recipe.digest}"
+    return Origin(licence=recipe.model.licence, recipe=described, data=recipe.data.about)
 
 
 def _evaluator(recipe: Recipe, parts: Parts) -> Evaluator | None:

@@ -95,6 +95,8 @@ class Data(Table, frozen=True):
     sources: Annotated[tuple[Source, ...], Meta(min_length=1)]
     root: str = ""
     """Where relative paths begin: the recipe's folder by default. `$NAME` is taken from the environment."""
+    about: str = ""
+    """What is said of the data in the checkpoint and in bundles made of it."""
     size: Side = 72
     """Side of the square that an image is decoded to, before augmentation crops it."""
     cache: Literal["memory", "disk", "none"] = "memory"

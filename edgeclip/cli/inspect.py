@@ -99,7 +99,7 @@ def show_checkpoint(output: Output, checkpoint: Checkpoint) -> None:
         "source": checkpoint.source,
         "format": checkpoint.format,
         "sha256": checkpoint.sha256,
-        "licence": checkpoint.licence,
+        "licence": checkpoint.origin.licence,
         "parameters": counts,
         "tokenizer": tokenizer,
         "config": checkpoint.config,
@@ -112,7 +112,7 @@ def show_checkpoint(output: Output, checkpoint: Checkpoint) -> None:
             "source": checkpoint.source,
             "format": checkpoint.format,
             "sha256": checkpoint.sha256,
-            "licence": checkpoint.licence or "not said",
+            "licence": checkpoint.origin.licence or "not said",
             "architecture": config.name,
             "activation": config.activation,
             "embedding": f"{config.embed_dim} dimensions",
@@ -139,6 +139,8 @@ def _bundle_facts(bundle: Bundle, size: int, checked: int) -> dict[str, str]:
         "made by": f"{manifest.created_by}, format {manifest.format_version}",
         "with": _tools(manifest),
         "source": f"{origin.source or 'not said'} ({origin.source_format}, sha256 {origin.source_sha256[:16]}...)",
+        "trained by": origin.recipe or "not said",
+        "trained on": origin.data or "not said",
         "licence": origin.licence or "not said",
     }
 

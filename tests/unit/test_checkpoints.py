@@ -19,7 +19,7 @@ from edgeclip.errors import (
     TargetUnavailableError,
     UsageError,
 )
-from edgeclip.train.checkpoints import build, read_checkpoint, save_checkpoint
+from edgeclip.train.checkpoints import Origin, build, read_checkpoint, save_checkpoint
 from edgeclip.train.checkpoints.infer import infer_config
 from edgeclip.train.models import Clip, ResNetConfig, VitConfig, list_published, load_config
 from tests import checkpoints
@@ -27,6 +27,7 @@ from tests.checkpoints import edit_json, write_json
 
 WEIGHTS = "open_clip_model.safetensors"
 CONFIG = "open_clip_config.json"
+ORIGIN = Origin(licence="mit", recipe="a recipe", data="some pictures")
 
 
 @pytest.fixture
@@ -52,7 +53,7 @@ def hf(written_hf: Path, tmp_path: Path) -> Path:
 
 def test_openclip_directory(openclip: Path) -> None:
     checkpoint = read_checkpoint(openclip)
-    assert (checkpoint.format, checkpoint.source, checkpoint.licence) == ("openclip", "model", "mit")
+    assert (checkpoint.format, checkpoint.source, checkpoint.origin.licence) == ("openclip", "model", "mit")
     assert checkpoint.preprocess.crop == "round"
     assert checkpoint.config.activation == "gelu"
 
@@ -271,13 +272,13 @@ def saved(openclip: Path, tmp_path: Path) -> Path:
     checkpoint = read_checkpoint(openclip)
     (openclip / "tokenizer.json").write_text("{}")
     return save_checkpoint(
-        build(checkpoint), tmp_path / "own", checkpoint.preprocess, openclip / "tokenizer.json", licence="mit"
+        build(checkpoint), tmp_path / "own", checkpoint.preprocess, openclip / "tokenizer.json", origin=ORIGIN
     )
 
 
 def test_saved_checkpoint_reads_back(openclip: Path, saved: Path) -> None:
     before, after = read_checkpoint(openclip), read_checkpoint(saved)
-    assert (after.format, after.licence, after.tokenizer) == ("edgeclip", "mit", saved / "tokenizer.json")
+    assert (after.format, after.origin, after.tokenizer) == ("edgeclip", ORIGIN, saved / "tokenizer.json")
     assert (after.config, after.preprocess) == (before.config, before.preprocess)
     assert after.state_dict.keys() == before.state_dict.keys()
     assert all(torch.equal(tensor, before.state_dict[name]) for name, tensor in after.state_dict.items())

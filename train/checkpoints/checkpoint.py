@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+import msgspec
 import torch
 from torch import Tensor
 
@@ -19,6 +20,19 @@ Format = Literal["openai", "openclip", "huggingface", "edgeclip"]
 
 SHOWN = 3
 """How many tensors an error names."""
+
+
+class Origin(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """What is said of where weights come from; empty where nothing is."""
+
+    licence: str = ""
+    recipe: str = ""
+    """That they were trained by."""
+    data: str = ""
+    """That they were trained on."""
+
+
+UNKNOWN = Origin()
 
 
 @dataclass(frozen=True)
@@ -36,7 +50,7 @@ class Checkpoint:
     """Of the weights' file, or of the sorted list of digests and names where there are several."""
     source: str
     """Base name or hub reference, never a path."""
-    licence: str = ""
+    origin: Origin = UNKNOWN
 
 
 def build(checkpoint: Checkpoint) -> Clip:

@@ -18,7 +18,7 @@ def halve(source: str | Path, folder: Path) -> Path:
         ExportExistsError: `folder` exists.
     """
     read = read_checkpoint(source)
-    return save_checkpoint(build(read), folder, read.preprocess, read.tokenizer, licence=read.licence, half=True)
+    return save_checkpoint(build(read), folder, read.preprocess, read.tokenizer, origin=read.origin, half=True)
 
 
 def main(arguments: Sequence[str]) -> int:

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from edgeclip.errors import CheckpointError, ExportExistsError, ResourceError, UsageError
 from edgeclip.manifest import Preprocess
+from edgeclip.train.checkpoints.checkpoint import UNKNOWN, Origin
 from edgeclip.train.checkpoints.files import read_json
 from edgeclip.train.checkpoints.weights import Weights, digest, read_weights
 from edgeclip.train.models.clip import Clip
@@ -33,7 +34,7 @@ class Description(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_on
     preprocess: Preprocess
     weights_sha256: str
     """Of `model.safetensors`: a description and weights of different models are told apart."""
-    licence: str = ""
+    origin: Origin = UNKNOWN
 
 
 def save_checkpoint(
@@ -42,7 +43,7 @@ def save_checkpoint(
     preprocess: Preprocess,
     tokenizer: str | Path | None = None,
     *,
-    licence: str = "",
+    origin: Origin = UNKNOWN,
     half: bool = False,
 ) -> Path:
     """Write a model as a directory that `read_checkpoint` reads; half of one is never visible.
@@ -66,7 +67,7 @@ def save_checkpoint(
         fresh = Path(temporary) / "new"
         fresh.mkdir()
         try:
-            _write(clip, fresh, preprocess, files, licence, half=half)
+            _write(clip, fresh, preprocess, files, origin, half=half)
         except (OSError, SafetensorError) as exc:  # the library has its own error for a full disk
             reason = getattr(exc, "strerror", None) or exc
             raise ResourceError(f"{folder.name}: cannot be written: {reason}", hint="free some space") from exc
@@ -85,7 +86,7 @@ def _tokenizer_files(tokenizer: str | Path | None) -> list[Path]:
 
 
 def _write(
-    clip: Clip, folder: Path, preprocess: Preprocess, tokenizer: list[Path], licence: str, *, half: bool
+    clip: Clip, folder: Path, preprocess: Preprocess, tokenizer: list[Path], origin: Origin, *, half: bool
 ) -> None:
     state = {name: tensor.detach().cpu().contiguous() for name, tensor in clip.state_dict().items()}
     if half:
@@ -98,7 +99,7 @@ def _write(
         config=clip.config,
         preprocess=preprocess,
         weights_sha256=digest([folder / WEIGHTS]),
-        licence=licence,
+        origin=origin,
     )
     (folder / DESCRIPTION).write_bytes(msgspec.json.format(msgspec.json.encode(description), indent=1) + b"\n")
     for file in folder.iterdir():

@@ -6,12 +6,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import cast, get_args
 
+import msgspec
 from torch import Tensor
 
 from edgeclip.errors import CheckpointError, UsageError
 from edgeclip.manifest import Preprocess
 from edgeclip.train.checkpoints import hub
-from edgeclip.train.checkpoints.checkpoint import Checkpoint, Format, check_state
+from edgeclip.train.checkpoints.checkpoint import UNKNOWN, Checkpoint, Format, Origin, check_state
 from edgeclip.train.checkpoints.files import find_licence, find_tokenizer, find_weights
 from edgeclip.train.checkpoints.huggingface import read_huggingface
 from edgeclip.train.checkpoints.infer import infer_config, openai_preprocess
@@ -33,7 +34,7 @@ class _Model:
     state_dict: dict[str, Tensor]
     described: bool = True
     """The directory's configuration belongs to the weights."""
-    licence: str = ""
+    origin: Origin = UNKNOWN
 
 
 def read_checkpoint(
@@ -79,8 +80,15 @@ def read_checkpoint(
         format=model.format,
         sha256=weights.sha256,
         source=name,
-        licence=model.licence or (find_licence(folder) if carries else ""),
+        origin=_origin(model, folder if carries else None),
     )
+
+
+def _origin(model: _Model, folder: Path | None) -> Origin:
+    """As the checkpoint says; a licence that it does not say may stand in the folder's README."""
+    if model.origin.licence or folder is None:
+        return model.origin
+    return msgspec.structs.replace(model.origin, licence=find_licence(folder))
 
 
 def _locate(source: str) -> tuple[Path, str]:
@@ -95,7 +103,7 @@ def _locate(source: str) -> tuple[Path, str]:
 
 def _own(folder: Path) -> tuple[_Model, Weights]:
     about, weights = read_own(folder)
-    return _Model("edgeclip", about.config, about.preprocess, weights.tensors, licence=about.licence), weights
+    return _Model("edgeclip", about.config, about.preprocess, weights.tensors, origin=about.origin), weights
 
 
 def _foreign(
