@@ -29,7 +29,7 @@ from edgeclip.train.step import Step
 from edgeclip.train.summary import RECIPE, SCORES
 
 CHECKPOINT, STATES = "checkpoint", "states"
-FREE = {"output", "data.root", "data.cache_dir"} | {
+FREE = {"output", "data.root", "data.cache_dir", "data.about", "model.licence"} | {
     f"loop.{key}" for key in ("threads", "device", "save_every", "keep", "log_every", "tensorboard")
 }
 """Keys that a resumed run may change: they do not change what is computed. So may all of `evaluate`."""

@@ -323,8 +323,11 @@ def _locate(path: str) -> Path:
 
 
 def _with_root(recipe: Recipe, base: Path) -> Recipe:
-    root = str(resolve(recipe.data.root, base)) if recipe.data.root else str(base)
-    return msgspec.structs.replace(recipe, data=msgspec.structs.replace(recipe.data, root=root))
+    root = recipe.data.root or str(base)
+    resolved = str(resolve(root, base))
+    if "$" in root:
+        return recipe  # A recipe that is kept or published names the variable, not this machine's folder.
+    return msgspec.structs.replace(recipe, data=msgspec.structs.replace(recipe.data, root=resolved))
 
 
 def _override(tables: dict[str, Any], text: str) -> None:

@@ -28,7 +28,7 @@ from edgeclip.train.data.sample import Sample, Shard
 from edgeclip.train.data.seeds import key_ids, view_seeds
 from edgeclip.train.data.sources import open_shards
 from edgeclip.train.distributed import World
-from edgeclip.train.recipe import Recipe
+from edgeclip.train.recipe import Recipe, resolve
 from edgeclip.train.step import autocast
 from edgeclip.train.store import About, Part, Store, claim, open_store, read_part, shard_file, write_part
 from edgeclip.train.teachers import Teacher, open_teacher
@@ -81,7 +81,7 @@ def reinforce(
         fingerprint=recipe.view_digest,
     )
     claim(folder, about)
-    shards = open_shards(recipe.data.sources, recipe.data.root, limit=recipe.data.limit)
+    shards = open_shards(recipe.data.sources, resolve(recipe.data.root), limit=recipe.data.limit)
     damage = Damage(recipe.data.max_bad)
     for shard in shards[world.rank :: world.ranks]:
         file = shard_file(folder, shard.name)

@@ -62,7 +62,7 @@ def assemble(recipe: Recipe, folder: Path, world: World, begin: Begin) -> Parts:
     """
     torch.manual_seed(recipe.seed)
     begin("finding the data")
-    shards = open_shards(recipe.data.sources, recipe.data.root, limit=recipe.data.limit)
+    shards = open_shards(recipe.data.sources, resolve(recipe.data.root), limit=recipe.data.limit)
     config = read_config(recipe.model.architecture)
     start = read_checkpoint(str(resolve(recipe.model.init_from))) if recipe.model.init_from else None
     data = None if recipe.data.cache == "none" else decode(recipe, shards, world, begin)

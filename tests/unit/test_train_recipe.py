@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from edgeclip.errors import UsageError
+from edgeclip.train.loop import start
 from edgeclip.train.recipe import RECIPES, decode, read_recipe, resolve
 from tests import training
 
@@ -90,6 +91,20 @@ def test_variables_come_from_the_environment(monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.delenv("EDGECLIP_DATA")
     with pytest.raises(UsageError, match="EDGECLIP_DATA is not set"):
         resolve("$EDGECLIP_DATA/train")
+
+
+def test_a_recipe_keeps_the_name_of_a_variable_but_wants_it_set(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("EDGECLIP_DATA", str(tmp_path / "data"))
+    file = training.recipe_file(tmp_path, data__root="$EDGECLIP_DATA")
+    recipe = read_recipe(file)
+    assert recipe.plain["data"]["root"] == "$EDGECLIP_DATA"
+    with start(recipe) as run:
+        assert len(next(iter(run.parts.loader.batches(0)))) == 16
+    monkeypatch.delenv("EDGECLIP_DATA")
+    with pytest.raises(UsageError, match="EDGECLIP_DATA is not set"):
+        read_recipe(file)
 
 
 @pytest.mark.parametrize("name", sorted(path.stem for path in RECIPES.glob("*.toml")))
