@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
-from edgeclip.train.losses.contrastive import contrastive, same_caption
+from edgeclip.train.losses.contrastive import contrastive, same
 from edgeclip.train.recipe import Recipe
 
 if TYPE_CHECKING:
@@ -21,6 +21,7 @@ class Objective(nn.Module):
     def __init__(self, recipe: Recipe, distiller: Distiller | None = None) -> None:
         super().__init__()
         self._multi_positive = recipe.loop.multi_positive
+        self._within_source = recipe.by_source
         self._contrastive = recipe.distill.contrastive if recipe.distill else 1.0
         weights = recipe.distill.weights if recipe.distill else {}
         self._weights: dict[str, float] = {str(name): weight for name, weight in weights.items()}
@@ -32,6 +33,7 @@ class Objective(nn.Module):
         text: Tensor,
         scale: Tensor,
         keys: Tensor,
+        sources: Tensor,
         teachers: Sequence[TeacherBatch],
         rows: slice,
     ) -> dict[str, Tensor]:
@@ -42,11 +44,14 @@ class Objective(nn.Module):
         Args:
             image, text: float32 [B, D], L2-normalised, of all ranks.
             keys: int64 [B], equal where pairs share a caption.
+            sources: int64 [B], equal where pairs are of one source.
             teachers: their embeddings of the same B pairs.
             rows: this rank's own.
         """
-        positives = same_caption(keys) if self._multi_positive else None
-        losses = {"contrastive": contrastive(image, text, scale, positives=positives, rows=rows)}
+        positives = same(keys) if self._multi_positive else None
+        compared = same(sources) if self._within_source else None
+        plain = contrastive(image, text, scale, positives=positives, compared=compared, rows=rows)
+        losses = {"contrastive": plain}
         total = self._contrastive * losses["contrastive"]
         if self.distiller is not None:
             taught = self.distiller.loss(image, text, scale, list(teachers), positives=positives)

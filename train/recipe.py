@@ -175,6 +175,9 @@ class Loop(Table, frozen=True):
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"
     multi_positive: bool = True
     """Pairs that share a caption or class are all positives, not each other's negatives."""
+    contrast: Literal["batch", "source"] = "batch"
+    """Contrast each pair with all of its batch, or with those of its own source: telling sources apart is easy, and
+    while a model learns it, it learns little else. Batch normalisation sees the mixture either way."""
     checkpointing: bool = False
     """Recompute transformer activations in the backward pass."""
     ema: Annotated[float, Meta(ge=0.0, lt=1.0)] = 0.0
@@ -251,8 +254,14 @@ class Recipe(Table, frozen=True, kw_only=True):
             raise ValueError("give one of `loop.epochs` and `loop.steps`")
         if self.loop.epochs and self.data.cache == "none":
             raise ValueError('`loop.epochs` needs `data.cache` of "memory" or "disk": streams have no length')
-        if self.data.batches == "by_source" and self.data.cache == "none":
-            raise ValueError('`data.batches = "by_source"` needs `data.cache` of "memory" or "disk"')
+        for key, wanted in (("data.batches", self.data.batches == "by_source"), ("loop.contrast", self.by_source)):
+            if wanted and self.data.cache == "none":
+                raise ValueError(f'`{key}` by source needs `data.cache` of "memory" or "disk"')
+
+    @property
+    def by_source(self) -> bool:
+        """Whether pairs of different sources are not contrasted."""
+        return self.loop.contrast == "source"
 
     @property
     def plain(self) -> dict[str, Any]:

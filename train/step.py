@@ -106,9 +106,10 @@ class Step:
 
     def _losses(self, batch: Batch, image: Tensor, text: Tensor) -> dict[str, Tensor]:
         taught = [_gathered(one, self.world) for one in self.teach(batch)] if self.teach else []
-        keys = distributed.gather(batch.caption_keys, self.world)
+        keys, sources = (distributed.gather(one, self.world) for one in (batch.caption_keys, batch.sources))
         own = distributed.own(self.world, len(batch))
-        losses: dict[str, Tensor] = self.objective(image, text, self.clip.logit_scale.exp(), keys, taught, own)
+        scale = self.clip.logit_scale.exp()
+        losses: dict[str, Tensor] = self.objective(image, text, scale, keys, sources, taught, own)
         return losses
 
     def _scaled(self, loss: Tensor) -> Tensor:

@@ -258,6 +258,8 @@ def test_batches_by_source_hold_one_source_each(tmp_path: Path) -> None:
     loader = CachedLoader(cached(make.recipe), make)
     run = [{key.split("/")[0] for key in batch.keys} for batch in itertools.islice(loader.batches(0), 18)]
     assert loader.steps_per_epoch == 9 and all(len(shards) == 1 for shards in run)
+    first_batch = next(loader.batches(0))
+    assert {f"colours-00{number}" for number in first_batch.sources.tolist()} == run[0]
     first, second = ([next(iter(shards)) for shards in epoch] for epoch in (run[:9], run[9:]))
     assert sorted(first) == sorted(second) == ["colours-000"] * 3 + ["colours-001"] * 6 and first != second
 

@@ -61,6 +61,11 @@ def test_micro_batches_give_the_gradients_of_the_whole_batch(
     assert_same(gradients(folder, ALONE, micro_batch), whole)
 
 
+def test_sources_that_are_not_contrasted_change_the_gradients(folder: Path, whole: dict[str, Tensor]) -> None:
+    mixed = gradients(folder, ALONE, contrast="batch")
+    assert mixed["loss.contrastive"] > whole["loss.contrastive"] + 0.1
+
+
 def test_two_processes_give_the_gradients_of_one_with_the_whole_batch(folder: Path, whole: dict[str, Tensor]) -> None:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))

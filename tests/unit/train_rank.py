@@ -30,19 +30,22 @@ def batch() -> Batch:
     ids[:, -1] = 524
     views = torch.rand(BATCH, 8, generator=generator) * 0.2 + 0.5
     keys = torch.randint(0, 18, (BATCH,), generator=generator)
+    sources = torch.arange(BATCH) % 2
     names = [str(i) for i in range(BATCH)]
     pixels = torch.randint(0, 256, (BATCH, 20, 20, 3), generator=generator, dtype=torch.uint8)
     stored = {name: torch.randn(BATCH, TEACHER_DIM, generator=generator) for name in ("image", "text")}
-    return Batch(pixels, views, ids, keys, names, names, [stored])
+    return Batch(pixels, views, ids, keys, sources, names, names, [stored])
 
 
 def teach(part: Batch) -> list[TeacherBatch]:
     return [TeacherBatch(part.teachers[0]["image"], part.teachers[0]["text"], torch.tensor(20.0))]
 
 
-def gradients(folder: Path, world: World, micro_batch: int = 0) -> dict[str, torch.Tensor]:
+def gradients(folder: Path, world: World, micro_batch: int = 0, contrast: str = "source") -> dict[str, torch.Tensor]:
     """Losses and all gradients of the toy model with four terms of distillation."""
-    recipe = training.decode_again(folder, {"distill": {"stored": ["x"], "weights": WEIGHTS}})
+    recipe = training.decode_again(
+        folder, {"distill": {"stored": ["x"], "weights": WEIGHTS}, "loop": {"steps": 1, "contrast": contrast}}
+    )
     torch.manual_seed(0)
     clip = Clip(read_config(recipe.model.architecture))
     objective = Objective(recipe, Distiller(clip, [TEACHER_DIM], WEIGHTS))

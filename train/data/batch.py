@@ -27,6 +27,8 @@ class Batch:
     """int32 [B, C'], cut after the longest text."""
     caption_keys: Tensor
     """int64 [B], equal where two pairs share their caption or class."""
+    sources: Tensor
+    """int64 [B], the number of each pair's source in the recipe."""
     texts: Sequence[str]
     """The captions, for teachers that have a tokenizer of their own."""
     keys: Sequence[str]
@@ -41,7 +43,7 @@ class Batch:
         """The same batch on a device."""
         if device.type == "cpu":
             return self
-        moved = {name: getattr(self, name).to(device) for name in ("pixels", "views", "ids", "caption_keys")}
+        moved = {name: getattr(self, name).to(device) for name in ("pixels", "views", "ids", "caption_keys", "sources")}
         teachers = [{name: tensor.to(device) for name, tensor in one.items()} for one in self.teachers]
         return replace(self, **moved, teachers=teachers)
 
@@ -52,6 +54,7 @@ class Batch:
             self.views[rows],
             self.ids[rows],
             self.caption_keys[rows],
+            self.sources[rows],
             self.texts[rows],
             self.keys[rows],
             [{name: tensor[rows] for name, tensor in one.items()} for one in self.teachers],

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol, TypeVar
 
 import numpy as np
@@ -58,7 +58,7 @@ class Views:
     """Teachers whose embeddings are stored: they decide which views there are."""
 
     def __call__(self, pixels: Pixels, samples: Sequence[Sample], ids: Seeds, epoch: int) -> Batch:
-        """B samples with uint8 [B, H, H, 3] pixels and uint64 [B] ids, as they are seen in an epoch."""
+        """B samples with uint8 [B, H, H, 3] pixels and uint64 [B] ids, all of source 0, as an epoch sees them."""
         seeds, variants = self._seeds(ids, epoch)
         texts = choose_all(samples, seeds, self.recipe.data)
         keys = [sample.key for sample in samples]
@@ -67,6 +67,7 @@ class Views:
             views=augment.draw(self.recipe.augment, seeds),
             ids=self.texts(texts),
             caption_keys=torch.from_numpy(caption_keys(samples, texts)),
+            sources=torch.zeros(len(samples), dtype=torch.int64),
             texts=texts,
             keys=keys,
             teachers=self._stored(keys, variants),
@@ -116,7 +117,9 @@ class CachedLoader:
         begin = step * self._batch_size
         rows = order[begin : begin + self._batch_size][own_rows(self._batch_size, self._share)]
         samples = [self._data.samples[i] for i in rows]
-        return self._views(np.ascontiguousarray(self._data.pixels[rows]), samples, self._ids[rows], epoch)
+        pixels = np.ascontiguousarray(self._data.pixels[rows])
+        sources = torch.from_numpy(self._data.source[rows].astype(np.int64))
+        return replace(self._views(pixels, samples, self._ids[rows], epoch), sources=sources)
 
     def _require_full_batches(self) -> None:
         for rows in self._groups:

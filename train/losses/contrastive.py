@@ -5,9 +5,18 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+_EXCLUDED = -1e9
+"""The logit of what is not compared: nothing is left of it in a softmax, and 0 times it is 0."""
+
 
 def contrastive(
-    image: Tensor, text: Tensor, scale: Tensor, *, positives: Tensor | None = None, rows: slice | None = None
+    image: Tensor,
+    text: Tensor,
+    scale: Tensor,
+    *,
+    positives: Tensor | None = None,
+    compared: Tensor | None = None,
+    rows: slice | None = None,
 ) -> Tensor:
     """Symmetric cross-entropy of the batch's [B, B] logits; a scalar.
 
@@ -16,6 +25,7 @@ def contrastive(
         scale: exp(t), the factor from cosine to logit.
         positives: bool [B, B], symmetric with a true diagonal: pairs that match as well. The target of a row is
             uniform over them.
+        compared: bool [B, B], symmetric with a true diagonal: pairs that are contrasted at all; None: all are.
         rows: a rank's own rows of the gathered batch. The result is their part: over all ranks the parts sum up to
             the loss of the whole batch, and no rank computes all B x B logits.
 
@@ -23,13 +33,16 @@ def contrastive(
     """
     own = slice(None) if rows is None else rows
     matches = _diagonal(len(image), image.device) if positives is None else positives
-    from_image = _cross_entropy(scale * image[own] @ text.T, matches[own])
-    from_text = _cross_entropy(scale * text[own] @ image.T, matches.T[own])
+    of_image, of_text = scale * image[own] @ text.T, scale * text[own] @ image.T
+    if compared is not None:
+        matches = matches & compared
+        of_image, of_text = (logits.masked_fill(~compared[own], _EXCLUDED) for logits in (of_image, of_text))
+    from_image, from_text = _cross_entropy(of_image, matches[own]), _cross_entropy(of_text, matches.T[own])
     return (from_image + from_text) / (2 * len(image))
 
 
-def same_caption(keys: Tensor) -> Tensor:
-    """int64 [B] to bool [B, B]: which pairs share a caption."""
+def same(keys: Tensor) -> Tensor:
+    """int64 [B] to bool [B, B]: which pairs share a caption, or a source."""
     return keys[:, None] == keys[None, :]
 
 
