@@ -6,6 +6,7 @@ import math
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
+from itertools import islice
 from pathlib import Path
 from typing import Any, cast
 
@@ -16,6 +17,7 @@ from torch import nn
 from edgeclip.errors import CheckpointError, NonFiniteError, UsageError
 from edgeclip.train import distributed, optimizer
 from edgeclip.train.checkpoints import Origin, save_checkpoint
+from edgeclip.train.data import augment
 from edgeclip.train.data.loader import prefetched
 from edgeclip.train.distributed import World
 from edgeclip.train.evaluate import Evaluator, Score
@@ -25,14 +27,14 @@ from edgeclip.train.objective import Objective
 from edgeclip.train.recipe import Recipe, resolve
 from edgeclip.train.setup import TOKENIZER, Begin, Parts, assemble
 from edgeclip.train.state import Facts, State, collect, newest_state, restore, write_state
-from edgeclip.train.step import Step
+from edgeclip.train.step import Step, autocast
 from edgeclip.train.summary import RECIPE, SCORES
 
 CHECKPOINT, STATES = "checkpoint", "states"
 FREE = {"output", "data.root", "data.cache_dir", "data.about", "model.licence"} | {
-    f"loop.{key}" for key in ("threads", "device", "save_every", "keep", "log_every", "tensorboard")
+    f"loop.{key}" for key in ("threads", "device", "save_every", "keep", "log_every", "tensorboard", "recalibrate")
 }
-"""Keys that a resumed run may change: they do not change what is computed. So may all of `evaluate`."""
+"""Keys that a resumed run may change: they do not change the steps. So may all of `evaluate`."""
 
 Logged = dict[str, Any]
 OnStep = Callable[[int, Logged], None]
@@ -192,6 +194,7 @@ class Run:
         """
         self.save()
         if self.world.first and not self.checkpoint.exists():
+            self._recalibrate(self.trained())
             save_checkpoint(
                 self.trained(),
                 self.checkpoint,
@@ -201,6 +204,22 @@ class Run:
             )
         distributed.wait(self.world)
         return self.checkpoint
+
+    def _recalibrate(self, clip: Clip) -> None:
+        """After the last state is written: training goes on with the statistics that it had."""
+        count = self.recipe.loop.recalibrate
+        if not count:
+            return
+
+        def run() -> None:
+            for batch in islice(self.parts.loader.batches(0), count):
+                shown = batch.to(self.world.device)
+                views = augment.whole(len(shown)).to(self.world.device)
+                pixels = augment.apply(shown.pixels, views, self.parts.preprocess.size)
+                with autocast(self.recipe.loop.precision, self.world.device):
+                    clip.encode_image(augment.normalise(pixels, self.parts.preprocess))
+
+        optimizer.estimate_statistics(clip.image, run)
 
     def _update(self, loss: float) -> float:
         """Let the optimizer step; returns the gradient's norm."""

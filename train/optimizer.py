@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from edgeclip.train.recipe import Optimizer
@@ -54,6 +56,25 @@ def clamp_scale(logit_scale: Tensor) -> None:
 def averaged(model: nn.Module, decay: float) -> AveragedModel:
     """An exponential moving average of the weights; buffers are the model's own."""
     return AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(decay))  # type: ignore[no-untyped-call]
+
+
+@torch.no_grad()
+def estimate_statistics(model: nn.Module, run: Callable[[], None]) -> None:
+    """Replace the running statistics of batch normalisation by the plain mean over what `run` shows the model.
+
+    Source: arXiv 2105.07576 §3; that training and test views differ in their statistics, arXiv 1906.06423.
+    """
+    layers = [layer for layer in model.modules() if isinstance(layer, _BatchNorm)]
+    momenta = [layer.momentum for layer in layers]
+    was = model.training
+    for layer in layers:
+        layer.reset_running_stats()
+        layer.momentum = None
+    model.train()
+    run()
+    model.train(was)
+    for layer, momentum in zip(layers, momenta, strict=True):
+        layer.momentum = momentum
 
 
 @torch.no_grad()

@@ -182,6 +182,8 @@ class Loop(Table, frozen=True):
     """Recompute transformer activations in the backward pass."""
     ema: Annotated[float, Meta(ge=0.0, lt=1.0)] = 0.0
     """Decay of the averaged weights that are saved; 0: the last weights."""
+    recalibrate: Natural = 0
+    """Batches over which batch normalisation is estimated anew at the end, on whole images as in a test; 0: none."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     threads: Natural = 0
     """Of PyTorch on the CPU; 0: as it chooses."""

@@ -8,12 +8,15 @@ from typing import Any
 
 import msgspec
 import pytest
+import torch
 
 from edgeclip.errors import UsageError
 from edgeclip.train.checkpoints import build, read_checkpoint
+from edgeclip.train.data import augment
 from edgeclip.train.loop import Logged, start
 from edgeclip.train.metrics import Metrics
 from edgeclip.train.models.config import RepVggConfig
+from edgeclip.train.recipe import Recipe
 from tests import training
 
 CONVOLUTIONS: dict[str, Any] = {
@@ -33,6 +36,14 @@ def train(folder: Path, **changes: Any) -> list[float]:
     return losses
 
 
+def convolutional(folder: Path, **changes: Any) -> Recipe:
+    """A recipe of a toy with batch normalisation."""
+    recipe = training.recipe(folder, **changes)
+    config = msgspec.structs.replace(training.toy_config(), image=RepVggConfig(**CONVOLUTIONS))
+    (folder / "toy.json").write_bytes(msgspec.json.encode(config))
+    return recipe
+
+
 @pytest.mark.parametrize("precision", ["bf16", "fp16"])
 def test_half_precision_learns_as_single_does(tmp_path: Path, precision: str) -> None:
     single = train(tmp_path / "fp32", loop__steps=20)
@@ -49,11 +60,8 @@ def test_recomputed_activations_change_nothing(tmp_path: Path) -> None:
 
 
 def test_images_grow_as_the_recipe_says(tmp_path: Path) -> None:
-    config = msgspec.structs.replace(training.toy_config(), image=RepVggConfig(**CONVOLUTIONS))
-    recipe = training.recipe(tmp_path, loop__sides=[[0.0, 8], [0.5, 16]])
-    (tmp_path / "toy.json").write_bytes(msgspec.json.encode(config))
     sides: list[int] = []
-    with start(recipe) as run:
+    with start(convolutional(tmp_path, loop__sides=[[0.0, 8], [0.5, 16]])) as run:
         run.clip.image.register_forward_pre_hook(lambda module, inputs: sides.append(inputs[0].shape[-1]))
         run.train()
     assert sides == [8, 8, 8, 16, 16, 16]
@@ -63,6 +71,28 @@ def test_a_tower_of_one_size_refuses_images_that_grow(tmp_path: Path) -> None:
     message = "loop.sides: the image tower of toy takes images of one size only"
     with pytest.raises(UsageError, match=message), start(training.recipe(tmp_path, loop__sides=[[0.0, 8]])):
         pass
+
+
+def test_statistics_are_estimated_anew_on_whole_images(tmp_path: Path) -> None:
+    with start(convolutional(tmp_path, loop__recalibrate=2)) as run:
+        found = read_checkpoint(run.train()).state_dict
+        norm = run.clip.get_submodule("image.stem.spatial")
+        batches = [next(run.parts.loader.batches(step)) for step in range(2)]
+        shown = [augment.apply(batch.pixels, augment.whole(len(batch)), training.SIDE) for batch in batches]
+        with torch.no_grad():
+            outputs = [norm.conv(augment.normalise(pixels, run.parts.preprocess)) for pixels in shown]
+        expected = torch.stack([output.mean((0, 2, 3)) for output in outputs]).mean(0)
+    torch.testing.assert_close(found["image.stem.spatial.norm.running_mean"], expected, rtol=1e-4, atol=1e-5)
+
+
+def test_training_goes_on_with_the_statistics_that_it_had(tmp_path: Path) -> None:
+    with start(convolutional(tmp_path, loop__recalibrate=2)) as run:
+        run.train()
+    with start(convolutional(tmp_path, loop__recalibrate=2), resume=True) as again:
+        kept = again.clip.get_buffer("image.stem.spatial.norm.running_mean").clone()
+    with start(convolutional(tmp_path / "plain")) as plain:
+        plain.train()
+        torch.testing.assert_close(kept, plain.clip.get_buffer("image.stem.spatial.norm.running_mean"))
 
 
 @pytest.mark.nightly  # a loader's worker sometimes aborts while it is being ended (1 run in 8): not understood yet

@@ -38,6 +38,11 @@ def draw(augment: Augment, seeds: Seeds) -> Tensor:
     return torch.from_numpy(views.astype(np.float32))
 
 
+def whole(count: int) -> Tensor:
+    """float32 [count, 8]: views that show all of each image as it is, as a test does."""
+    return torch.tensor([0.5, 0.5, 1.0, 1.0, 1.0, 1.0, 1.0, 1.0]).repeat(count, 1)
+
+
 def apply(pixels: Tensor, views: Tensor, size: int) -> Tensor:
     """uint8 [B, H, W, 3] and `draw`'s views to float32 [B, 3, size, size] in [0, 255], channels last in memory."""
     image = pixels.permute(0, 3, 1, 2).to(torch.float32)  # [B, 3, H, W], channels last
