@@ -105,8 +105,6 @@ class Data(Table, frozen=True):
     """Of the disk cache; a folder beside the run's output by default."""
     captions: Literal["random", "first"] = "random"
     """Which of several captions, names and templates a view has."""
-    batches: Literal["mixed", "by_source"] = "mixed"
-    """Whether all pairs of a batch come from one source: else a model learns first of all which source each is from."""
     templates: Annotated[tuple[Name, ...], Meta(min_length=1)] = bare
     """Prompts for class names; `{}` is the name's place."""
     max_bad: Fraction = 0.01
@@ -256,9 +254,8 @@ class Recipe(Table, frozen=True, kw_only=True):
             raise ValueError("give one of `loop.epochs` and `loop.steps`")
         if self.loop.epochs and self.data.cache == "none":
             raise ValueError('`loop.epochs` needs `data.cache` of "memory" or "disk": streams have no length')
-        for key, wanted in (("data.batches", self.data.batches == "by_source"), ("loop.contrast", self.by_source)):
-            if wanted and self.data.cache == "none":
-                raise ValueError(f'`{key}` by source needs `data.cache` of "memory" or "disk"')
+        if self.by_source and self.data.cache == "none":
+            raise ValueError('`loop.contrast = "source"` needs `data.cache` of "memory" or "disk"')
 
     @property
     def by_source(self) -> bool:

@@ -252,23 +252,12 @@ def test_every_epoch_is_as_long_where_repeats_are_fractions(tmp_path: Path) -> N
     assert {sum(count) for count in counts} <= {0, 1, 2}, "no sample comes more often than its repeat allows"
 
 
-def test_batches_by_source_hold_one_source_each(tmp_path: Path) -> None:
-    sources = [{"kind": "shards", "urls": [f"colours-00{i}.tar"], "repeat": times} for i, times in enumerate((1, 2))]
-    make = views(tmp_path, data__sources=sources, data__batches="by_source")
-    loader = CachedLoader(cached(make.recipe), make)
-    run = [{key.split("/")[0] for key in batch.keys} for batch in itertools.islice(loader.batches(0), 18)]
-    assert loader.steps_per_epoch == 9 and all(len(shards) == 1 for shards in run)
-    first_batch = next(loader.batches(0))
-    assert {f"colours-00{number}" for number in first_batch.sources.tolist()} == run[0]
-    first, second = ([next(iter(shards)) for shards in epoch] for epoch in (run[:9], run[9:]))
-    assert sorted(first) == sorted(second) == ["colours-000"] * 3 + ["colours-001"] * 6 and first != second
-
-
-def test_a_source_that_fills_no_batch_is_named(tmp_path: Path) -> None:
-    sources = [{"kind": "shards", "urls": [f"colours-00{i}.tar"], "repeat": times} for i, times in enumerate((2, 1))]
-    make = views(tmp_path, data__sources=sources, data__batches="by_source", loop__batch_size=64)
-    with pytest.raises(DataError, match="source 1: 48 samples do not fill a batch of 64"):
-        CachedLoader(cached(make.recipe), make)
+def test_a_batch_knows_the_source_of_each_pair(tmp_path: Path) -> None:
+    sources = [{"kind": "shards", "urls": [f"colours-00{i}.tar"]} for i in range(2)]
+    make = views(tmp_path, data__sources=sources)
+    batch = next(CachedLoader(cached(make.recipe), make).batches(0))
+    assert [f"colours-00{number}" for number in batch.sources.tolist()] == [key.split("/")[0] for key in batch.keys]
+    assert set(batch.sources.tolist()) == {0, 1}
 
 
 def test_the_disk_cache_keeps_sources_and_follows_new_repeats(tmp_path: Path) -> None:

@@ -62,6 +62,11 @@ def test_sides_follow_the_part_that_is_done(tmp_path: Path) -> None:
     assert training.recipe(tmp_path / "plain").loop.side(0.5) == 0
 
 
+def test_sources_are_told_apart_only_where_they_are_known(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match=r'`loop.contrast = "source"` needs `data.cache`'):
+        training.recipe(tmp_path, loop__contrast="source", data__cache="none")
+
+
 def test_overrides_are_toml_or_else_strings(tmp_path: Path) -> None:
     file = training.recipe_file(tmp_path)
     recipe = read_recipe(file, ["optimizer.lr=5e-4", "name=other", "augment.scale=[0.5, 0.9]", "loop.tensorboard=true"])

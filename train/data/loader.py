@@ -9,7 +9,6 @@ from typing import Protocol, TypeVar
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
 from edgeclip.errors import DataError
@@ -92,16 +91,19 @@ class CachedLoader:
     def __init__(self, data: CachedData, views: Views, share: Share = ALONE) -> None:
         """
         Raises:
-            DataError: there are fewer samples than a batch has; of each source, where batches are by source.
+            DataError: there are fewer samples than a batch has.
         """
         self._data = data
         self._views = views
         self._share = share
         self._ids = key_ids(sample.key for sample in data.samples)
-        self._groups = _grouped(data.source, apart=views.recipe.data.batches == "by_source")
         self._batch_size = views.recipe.loop.batch_size
-        self._require_full_batches()
-        self.steps_per_epoch: int | None = len(self._order(0)) // self._batch_size
+        length = len(self._order(0))
+        self.steps_per_epoch: int | None = length // self._batch_size
+        if length < self._batch_size:
+            raise DataError(
+                f"{length} samples do not fill a batch of {self._batch_size}", hint="a smaller loop.batch_size"
+            )
 
     def batches(self, start: int) -> Iterator[Batch]:
         """See `Loader`."""
@@ -121,40 +123,15 @@ class CachedLoader:
         sources = torch.from_numpy(self._data.source[rows].astype(np.int64))
         return replace(self._views(pixels, samples, self._ids[rows], epoch), sources=sources)
 
-    def _require_full_batches(self) -> None:
-        for rows in self._groups:
-            length = len(self._visits(rows, np.random.default_rng(0)))
-            if length < self._batch_size:
-                where = f"source {self._data.source[rows[0]]}: " if len(self._groups) > 1 else ""
-                raise DataError(
-                    f"{where}{length} samples do not fill a batch of {self._batch_size}",
-                    hint="a smaller loop.batch_size",
-                )
-
     def _order(self, epoch: int) -> Indices:
-        """int64: the samples of an epoch. One that comes 1.5 times comes once or twice."""
+        """int64: the samples of an epoch, always as many. One that comes 1.5 times comes once or twice."""
         rng = np.random.default_rng((self._views.recipe.seed, epoch))
-        runs = [self._visits(rows, rng) for rows in self._groups]
-        if len(runs) == 1:
-            return runs[0]
-        whole = [run[: len(run) // self._batch_size * self._batch_size] for run in runs]
-        batches = np.concatenate(whole).reshape(-1, self._batch_size)
-        return rng.permutation(batches).reshape(-1)
-
-    def _visits(self, rows: Indices, rng: np.random.Generator) -> Indices:
-        """int64: some samples as often as an epoch visits them, shuffled; always as many."""
-        repeat = self._data.repeat[rows]
+        repeat = self._data.repeat
         times = np.floor(repeat).astype(np.int64)
         for fraction in np.unique(repeat % 1):
             partly = np.flatnonzero(repeat % 1 == fraction)
             times[rng.choice(partly, round(len(partly) * float(fraction)), replace=False)] += 1
-        return rng.permutation(np.repeat(rows, times))
-
-
-def _grouped(source: NDArray[np.int32], *, apart: bool) -> list[Indices]:
-    """The samples whose pairs may come together in a batch."""
-    numbers = np.unique(source) if apart else ()
-    return [np.flatnonzero(source == number) for number in numbers] or [np.arange(len(source))]
+        return rng.permutation(np.repeat(np.arange(len(repeat)), times))
 
 
 def own_rows(batch_size: int, share: Share) -> slice:
