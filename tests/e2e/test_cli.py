@@ -215,6 +215,11 @@ def test_progress_shows_on_a_terminal_unless_quiet(tiny_bundle: Path) -> None:
     assert "hashing" not in on_terminal("verify", tiny_bundle, "--quiet", COLUMNS="120")
 
 
+def heed_interrupts() -> None:
+    """A shell's background jobs, and so the tests that run in one, are started with interrupts ignored."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
 def test_an_interrupted_embed_exits_130_and_leaves_nothing(tiny_bundle: Path, photos: Path, tmp_path: Path) -> None:
     many = "\n".join([str(photos / "b.png")] * 200_000)
     (tmp_path / "list").write_text(many)
@@ -222,7 +227,14 @@ def test_an_interrupted_embed_exits_130_and_leaves_nothing(tiny_bundle: Path, ph
     out.mkdir()
     command = [sys.executable, "-m", "edgeclip", "embed", str(tiny_bundle), "-", "-o", str(out / "x.npz")]
     with (tmp_path / "list").open() as stdin:
-        process = subprocess.Popen(command, stdin=stdin, stderr=subprocess.PIPE, text=True, env=environment())
+        process = subprocess.Popen(
+            command,
+            stdin=stdin,
+            stderr=subprocess.PIPE,
+            text=True,
+            env=environment(),
+            preexec_fn=heed_interrupts,
+        )
         wait_for(lambda: any(out.iterdir()))
         time.sleep(0.5)
         process.send_signal(signal.SIGINT)
