@@ -43,7 +43,8 @@ def select(
         raise UsageError(f"unknown precision {precision!r}", hint=f"one of: {', '.join(PRECISIONS)}")
     wanted = tuple(towers) if towers else tuple(sorted({a.tower for a in manifest.artifacts}))
     names = list(backends.BACKENDS) if backend == "auto" else [backend]
-    held = [choice for name in names for choice in _choices(manifest, name, precision, wanted)]
+    found = [choice for name in names for choice in _choices(manifest, name, precision, wanted)]
+    held = sorted(found, key=_is_borrowed)
     if not held:
         raise _absent(manifest, backend, precision, wanted)
     if backend != "auto":
@@ -73,10 +74,19 @@ def _choices(manifest: Manifest, name: str, precision: Precision | None, towers:
     targets = backends.entry(name).targets
     found: list[Choice] = []
     for kind in (precision,) if precision else PRECISIONS:
-        artifacts = {a.tower: a for a in manifest.artifacts if a.target in targets and a.precision == kind}
+        artifacts: dict[Tower, Artifact] = {}
+        for target in reversed(targets):  # its own last, over all others
+            artifacts |= {a.tower: a for a in manifest.artifacts if a.target == target and a.precision == kind}
         if all(tower in artifacts for tower in towers):
             found.append((name, kind, {tower: artifacts[tower] for tower in towers}))
     return found
+
+
+def _is_borrowed(choice: Choice) -> bool:
+    """Whether an artifact was made for another backend, which runs it if it is here."""
+    name, _, artifacts = choice
+    own = backends.entry(name).targets[0]
+    return any(artifact.target != own for artifact in artifacts.values())
 
 
 def _selection(choice: Choice, reason: str) -> Selection:

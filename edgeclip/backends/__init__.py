@@ -20,13 +20,14 @@ class Entry:
 
     module: str
     targets: tuple[Target, ...]
+    """Its own first; others are run where the bundle has none of its own."""
     library: str
     extra: str
 
 
 # In order of preference for `backend="auto"`.
 BACKENDS: dict[str, Entry] = {
-    "openvino": Entry("edgeclip.backends.ov", ("openvino",), "openvino", "openvino"),
+    "openvino": Entry("edgeclip.backends.ov", ("openvino", "onnx"), "openvino", "openvino"),
     "onnxruntime": Entry("edgeclip.backends.ort", ("onnx",), "onnxruntime", "onnx"),
 }
 

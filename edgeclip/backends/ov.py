@@ -1,4 +1,4 @@
-"""Backend `openvino`: runs OpenVINO IR artifacts.
+"""Backend `openvino`: runs OpenVINO IR artifacts, and ONNX ones.
 
 Three facts about the engine shape this file. A compiled model shared between threads returns wrong results, so every
 call takes an infer request of its own from a pool. `CompiledModel.__call__` may write into the caller's array, so
@@ -88,6 +88,9 @@ class OvSession:
 
 
 def _weights(artifact: Artifact, files: Files) -> Writable:
+    """What lies beside the graph; nothing where it is ONNX, which has its weights inside."""
+    if artifact.target == "onnx":
+        return bytearray()
     data = files.pop(artifact.file.removesuffix(".xml") + ".bin")
     return bytearray(data) if isinstance(data, bytes) else data
 
@@ -97,21 +100,23 @@ def _compile(artifact: Artifact, files: Files, weights: Writable, options: Optio
 
     On CPU, compiling ViT-B/32 takes 0.25 s and importing its compiled form longer: only accelerators use the cache.
     """
-    xml = bytes(files.pop(artifact.file))
+    graph = bytes(files.pop(artifact.file))
     if options.device in COMPILES_FAST:
-        return _core().compile_model(_read(xml, weights), options.device.upper(), _properties(options))
-    name = f"openvino/{_fingerprint(xml, weights, options)}.blob"
+        return _core().compile_model(_read(graph, weights), options.device.upper(), _properties(options))
+    name = f"openvino/{_fingerprint(graph, weights, options)}.blob"
     blob = disk.read(name)
     if blob is not None:
         return _core().import_model(blob, options.device.upper(), _properties(options))
-    compiled = _core().compile_model(_read(xml, weights), options.device.upper(), _properties(options))
+    compiled = _core().compile_model(_read(graph, weights), options.device.upper(), _properties(options))
     disk.write(name, compiled.export_model().getvalue())
     return compiled
 
 
-def _read(xml: bytes, weights: Writable) -> Any:
+def _read(graph: bytes, weights: Writable) -> Any:
     """The model over the verified bytes. Its constants point into `weights`, which are not copied."""
-    return _core().read_model(xml.decode("utf-8"), ov.Tensor(np.frombuffer(weights, np.uint8), shared_memory=True))
+    if not weights:
+        return _core().read_model(graph, b"")
+    return _core().read_model(graph.decode("utf-8"), ov.Tensor(np.frombuffer(weights, np.uint8), shared_memory=True))
 
 
 def _properties(options: Options) -> dict[str, Any]:
@@ -119,10 +124,10 @@ def _properties(options: Options) -> dict[str, Any]:
     return common | ({"INFERENCE_NUM_THREADS": options.threads} if options.device == "cpu" else {})
 
 
-def _fingerprint(xml: bytes, weights: Writable, options: Options) -> str:
+def _fingerprint(graph: bytes, weights: Writable, options: Options) -> str:
     device = _core().get_property(options.device.upper(), "FULL_DEVICE_NAME")
     return disk.fingerprint(
-        disk.content_digest(xml), disk.content_digest(weights), _version(), device, options.device, options.compute
+        disk.content_digest(graph), disk.content_digest(weights), _version(), device, options.device, options.compute
     )
 
 

@@ -30,6 +30,7 @@ from edgeclip.errors import (
     TextInputError,
     UsageError,
 )
+from tests import tiny
 
 BACKENDS = ["openvino", "onnxruntime"]
 
@@ -237,6 +238,26 @@ def test_auto_takes_what_is_installed(tiny_bundle: Path, monkeypatch: pytest.Mon
     )
     with edgeclip.load(tiny_bundle) as one:
         assert one.info.backend == "onnxruntime"
+
+
+def test_openvino_runs_onnx_where_nothing_else_does(
+    tiny_checkpoint: Path, tiny_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "onnx.edgeclip"
+    tiny.bundle(tiny_checkpoint, path, targets=("onnx",), precisions=("fp32", "fp16"))
+    photo = np.random.default_rng(0).integers(0, 256, (40, 50, 3), np.uint8)
+    with edgeclip.load(path) as native:
+        assert native.info.backend == "onnxruntime"
+        expected = native.encode_image(photo), native.encode_text("a cat")
+    monkeypatch.setattr(backends, "installed", lambda name: name == "openvino")
+    with edgeclip.load(path) as borrowed:
+        assert (borrowed.info.backend, borrowed.info.artifacts["image"]) == ("openvino", "onnx-fp32/image.onnx")
+        np.testing.assert_allclose(borrowed.encode_image(photo), expected[0], atol=1e-5)
+        np.testing.assert_allclose(borrowed.encode_text("a cat"), expected[1], atol=1e-5)
+    with edgeclip.load(path, precision="fp16") as half:
+        assert half.info.compute == "f32" and float((half.encode_image(photo) * expected[0]).sum()) >= 0.999
+    with edgeclip.load(tiny_bundle, backend="openvino") as own:
+        assert own.info.artifacts["image"] == "openvino-fp32/image.xml"
 
 
 def test_unknown_names_are_usage_errors(tiny_bundle: Path) -> None:
