@@ -117,25 +117,41 @@ def rows(runs: Iterable[Finished]) -> list[Row]:
 
 
 def table(found: Sequence[Row]) -> str:
-    """One line for each row, one column for each score."""
-    keys = list(dict.fromkeys(key for row in found for run in row.runs for key in run.scores))
-    head = ["run", "seeds", "steps", "images", "minutes", *(_short(key) for key in keys)]
-    body = [[*_facts(row), *(_percent(row.cell(key)) for key in keys)] for row in found]
-    return markdown(head, body)
+    """What the runs cost; then a table of zero-shot top-1, and one for each retrieval set; a line for each row."""
+    costs = markdown(["run", "seeds", "steps", "images", "minutes"], [_facts(row) for row in found])
+    scores = [
+        markdown(["run", *map(_short, keys)], [[row.name, *(_percent(row.cell(key)) for key in keys)] for row in found])
+        for keys in _groups(found)
+    ]
+    return "\n".join([costs, *scores])
 
 
 def gains(found: Sequence[Row]) -> str:
     """Of each row with several seeds over each other one, in percentage points."""
     many = [row for row in found if len(row.runs) > 1]
     pairs = [(one, two) for one in many for two in many if one is not two]
-    keys = list(dict.fromkeys(key for row in many for run in row.runs for key in run.scores))
-    body = [[f"{a.name} − {b.name}", *(_percent(a.gain(b, key)) for key in keys)] for a, b in pairs]
-    return markdown(["difference", *(_short(key) for key in keys)], body) if body else ""
+    tables = [
+        markdown(
+            ["difference", *map(_short, keys)],
+            [[f"{a.name} − {b.name}", *(_percent(a.gain(b, key)) for key in keys)] for a, b in pairs],
+        )
+        for keys in _groups(many)
+    ]
+    return "\n".join(tables)
 
 
 def markdown(head: Sequence[str], body: Sequence[Sequence[str]]) -> str:
     """A table."""
     return "".join(f"| {' | '.join(cells)} |\n" for cells in [head, ["---"] * len(head), *body])
+
+
+def _groups(found: Sequence[Row]) -> list[list[str]]:
+    """The scores that make a table: all top-1 together, and those of each retrieval set."""
+    grouped: dict[str, list[str]] = {}
+    for key in dict.fromkeys(key for row in found for run in row.runs for key in run.scores):
+        data, _, metric = key.partition("/")
+        grouped.setdefault(metric if metric == "top1" else data, []).append(key)
+    return list(grouped.values())
 
 
 def _facts(row: Row) -> list[str]:
