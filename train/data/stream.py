@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pickle
 from collections.abc import Iterator, Sequence
 from itertools import islice
 from typing import Any
@@ -46,14 +47,19 @@ class StreamLoader:
         workers = self._views.recipe.data.workers
         dataset = _Stream(self._shards, self._views, self._share, start)
         options: dict[str, Any] = {"prefetch_factor": _AHEAD, "multiprocessing_context": "spawn"} if workers else {}
-        for item in DataLoader(dataset, batch_size=None, num_workers=workers, **options):
+        for packed in DataLoader(dataset, batch_size=None, num_workers=workers, **options):
+            item = pickle.loads(packed)
             if isinstance(item, EdgeClipError):
                 raise item
             yield item
 
 
-class _Stream(IterableDataset["Batch | EdgeClipError"]):
-    """What one worker makes: batches `worker`, `worker + workers`, … of its rank."""
+class _Stream(IterableDataset[bytes]):
+    """What one worker makes: batches `worker`, `worker + workers`, … of its rank, pickled.
+
+    A worker sends its items from a thread that dies with the interpreter. Were they tensors, that thread could die
+    inside PyTorch's sharing of memory, which aborts the process; bytes it only writes.
+    """
 
     def __init__(self, shards: Sequence[Shard], views: Views, share: Share, start: int) -> None:
         self._shards = shards
@@ -61,7 +67,10 @@ class _Stream(IterableDataset["Batch | EdgeClipError"]):
         self._share = share
         self._start = start
 
-    def __iter__(self) -> Iterator[Batch | EdgeClipError]:
+    def __iter__(self) -> Iterator[bytes]:
+        return map(pickle.dumps, self._items())
+
+    def _items(self) -> Iterator[Batch | EdgeClipError]:
         info = get_worker_info()
         worker, workers = (info.id, info.num_workers) if info else (0, 1)
         # The data loader asks worker 0 first: shift who that is, so that step n is made by the same worker always.
