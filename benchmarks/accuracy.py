@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import statistics
 import sys
-import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -15,6 +13,7 @@ import numpy as np
 from edgeclip import scores, zeroshot
 from edgeclip.card import Card, Cost, make_card, with_card
 from edgeclip.cli import cards, machine, progress
+from edgeclip.cli.clock import median_ms
 from edgeclip.cli.group import Command, examples
 from edgeclip.cli.options import Engine, bundle_argument, engine_options
 from edgeclip.cli.output import Output
@@ -31,6 +30,7 @@ NOTE_LENGTH = 200
 """What a card takes."""
 CALLS = 50
 """Timed calls of each tower, of which the median counts."""
+WARM_UP = 5
 
 
 @click.command(
@@ -151,8 +151,8 @@ def measure_cost(model: Model) -> Cost:
     sizes = {entry.path: entry.size for entry in model.bundle.manifest.files}
     return Cost(
         size_bytes=sum(sizes[name] for artifact in _artifacts(model) for name in artifact.files),
-        image_ms=_median_ms(lambda: model.encode_pixels(pixels)),
-        text_ms=_median_ms(lambda: model.encode_text("a photo of a cat on a sofa")),
+        image_ms=round(median_ms(lambda: model.encode_pixels(pixels), CALLS, warm_up=WARM_UP), 3),
+        text_ms=round(median_ms(lambda: model.encode_text("a photo of a cat on a sofa"), CALLS, warm_up=WARM_UP), 3),
         cpu=machine.cpu_model(),
         threads=model.info.threads,
     )
@@ -175,15 +175,6 @@ def _artifacts(model: Model) -> list[Artifact]:
     """Those that run."""
     files = set(model.info.artifacts.values())
     return [artifact for artifact in model.bundle.manifest.artifacts if artifact.file in files]
-
-
-def _median_ms(call: Callable[[], object]) -> float:
-    times = []
-    for _ in range(CALLS + 5):
-        started = time.perf_counter()
-        call()
-        times.append(time.perf_counter() - started)
-    return round(1e3 * statistics.median(times[5:]), 3)
 
 
 if __name__ == "__main__":

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import statistics
 import tempfile
 import time
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -16,7 +14,7 @@ from edgeclip.cli import export as exporting
 from edgeclip.cli import progress
 from edgeclip.cli import verify as verifying
 from edgeclip.cli.classify import RANDOM, Classified
-from edgeclip.cli.clock import Clock
+from edgeclip.cli.clock import Clock, median_ms
 from edgeclip.cli.hashing import hash_files
 from edgeclip.cli.options import Engine, need_export
 from edgeclip.cli.output import Output
@@ -155,8 +153,8 @@ def try_backend(output: Output, path: Path, name: str, photographs: list[Path]) 
             return Tried(
                 backend=f"{name} {model.info.engine_version}",
                 load_s=round(load_s, 3),
-                image_ms=_median_ms(lambda: model.encode_image(photographs[0])),
-                text_ms=_median_ms(lambda: model.encode_text(LABELS[0])),
+                image_ms=round(median_ms(lambda: model.encode_image(photographs[0]), REPEATS), 2),
+                text_ms=round(median_ms(lambda: model.encode_text(LABELS[0]), REPEATS), 2),
                 embeddings=model.encode_image(paths),
                 found=[Classified(Path(one.source).name, one.predictions) for one in found],
             )
@@ -194,12 +192,3 @@ def _label_rows(tried: list[Tried]) -> list[list[str]]:
         for rank, best in enumerate(one.predictions):
             rows.append([one.source if rank == 0 else "", best.label, *(f"{s[best.label]:.4f}" for s in shares)])
     return rows
-
-
-def _median_ms(call: Callable[[], object]) -> float:
-    times = []
-    for _ in range(REPEATS):
-        started = time.perf_counter()
-        call()
-        times.append(time.perf_counter() - started)
-    return round(1e3 * statistics.median(times), 2)
