@@ -193,8 +193,9 @@ class Run:
             ResourceError: the disk is full.
         """
         self.save()
-        if self.world.first and not self.checkpoint.exists():
+        if self.world.first:
             self._recalibrate(self.trained())
+        if self.world.first and not self.checkpoint.exists():
             save_checkpoint(
                 self.trained(),
                 self.checkpoint,

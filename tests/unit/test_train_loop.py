@@ -95,6 +95,15 @@ def test_training_goes_on_with_the_statistics_that_it_had(tmp_path: Path) -> Non
         torch.testing.assert_close(kept, plain.clip.get_buffer("image.stem.spatial.norm.running_mean"))
 
 
+def test_a_finished_run_that_is_resumed_is_scored_as_it_was_saved(tmp_path: Path) -> None:
+    with start(convolutional(tmp_path, loop__recalibrate=2)) as run:
+        saved = read_checkpoint(run.train()).state_dict
+    with start(training.decode(run.recipe.plain, "toy.toml", base=tmp_path), resume=True) as again:
+        again.train()
+        name = "image.stem.spatial.norm.running_mean"
+        torch.testing.assert_close(again.trained().get_buffer(name), saved[name])
+
+
 @pytest.mark.nightly  # its workers aborted at their end, 1 run in 8, until they sent bytes: 36 runs were well since
 def test_a_stream_trains(tmp_path: Path) -> None:
     losses = train(tmp_path, loop__steps=12, data__cache="none", data__workers=2, data__shuffle=32)
