@@ -124,6 +124,65 @@ class FileEntry(Struct, frozen=True):
     sha256: Sha256
 
 
+class CalibrationSpec(Struct, frozen=True):
+    """The samples that the ranges of activations were measured on."""
+
+    source: Name
+    """Base name of the folder or file."""
+    images: Annotated[int, Meta(ge=0, le=1 << 24)]
+    texts: Annotated[int, Meta(ge=0, le=1 << 24)]
+    seed: int
+    """Of the selection."""
+    sha256: Sha256
+    """Of the preprocessed pixels and token ids."""
+
+
+class Layer(Struct, frozen=True):
+    """One layer that could be quantized: a convolution or a matrix product."""
+
+    name: Name
+    op: Name
+    precision: Precision
+    """What its weights and activations are in."""
+    distortion: Annotated[float, Meta(ge=0)] | None = None
+    """1 − cosine of the embeddings where this layer alone is quantized; None where it was not measured."""
+
+
+class Step(Struct, frozen=True):
+    """One candidate of a budget search."""
+
+    kept: Annotated[int, Meta(ge=0, le=1 << 16)]
+    """Layers left in floating point, the most sensitive ones."""
+    drop_pt: float
+    """Percentage points lost against fp32 on the evaluation set."""
+    high_pt: float
+    """One-sided 95 % bound of the loss."""
+    fits: bool
+
+
+class Budget(Struct, frozen=True):
+    """What quantizing may cost, and what it was measured to cost; of both towers together."""
+
+    data: Name
+    metric: Name
+    """`top1`, `text_to_image_r1`, or `agreement` with fp32 where there are no labels."""
+    n: PositiveInt
+    """Samples of the evaluation set."""
+    max_drop_pt: Annotated[float, Meta(ge=0, le=100)]
+    reference: float
+    """fp32's score, in [0, 1]."""
+    steps: Annotated[tuple[Step, ...], Meta(min_length=1, max_length=64)]
+    """Candidates in the order tried; the last is what the bundle holds."""
+
+
+class Quantization(Struct, frozen=True):
+    """How an artifact was quantized."""
+
+    layers: Annotated[tuple[Layer, ...], Meta(max_length=4096)]
+    calibration: CalibrationSpec | None = None
+    budget: Budget | None = None
+
+
 class Artifact(Struct, frozen=True):
     """One tower for one target at one precision."""
 
@@ -139,6 +198,7 @@ class Artifact(Struct, frozen=True):
     opset: Annotated[int, Meta(ge=7, le=100)] | None = None
     tools: dict[str, str] = {}
     """Name and version of each library that made the artifact."""
+    quantization: Quantization | None = None
 
 
 class Provenance(Struct, frozen=True):

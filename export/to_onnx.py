@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import logging
 import warnings
 from typing import Any
@@ -18,6 +19,7 @@ OPSETS = range(17, 21)
 DEFAULT_OPSET = 18
 INPUT = {"image": "pixels", "text": "ids"}
 OUTPUT = "embeddings"
+LAYERS = ("Conv", "Gemm", "MatMul")
 PROTOBUF_LIMIT = 2 << 30
 
 
@@ -58,7 +60,9 @@ def to_onnx(graph: nn.Module, tower: Tower, example: Tensor, opset: int = DEFAUL
     except Exception as exc:
         raise ExportError(f"{tower} tower: PyTorch cannot export it: {type(exc).__name__}: {_first_line(exc)}") from exc
     assert program is not None
-    model = _at_opset(program.model_proto, opset)
+    model = program.model_proto
+    _name_layers(model.graph)  # before the version converter, which drops where nodes come from
+    model = _at_opset(model, opset)
     _tidy(model, tower)
     if model.ByteSize() >= PROTOBUF_LIMIT:
         raise ExportError(f"{tower} tower: {model.ByteSize()} bytes, more than an ONNX file can hold", hint="use fp16")
@@ -106,6 +110,24 @@ def _tidy(model: Any, tower: Tower) -> None:
         value.doc_string = ""
     _name_axes(graph.input[0], ("batch",) if tower == "image" else ("batch", "context"))
     _name_axes(graph.output[0], ("batch",))
+
+
+def _name_layers(graph: Any) -> None:
+    """Give layers the names of the modules that they come from, so that a person can be told which one it is."""
+    taken: dict[str, int] = {}
+    for node in graph.node:
+        if node.op_type not in LAYERS:
+            continue
+        name = _module(node)
+        taken[name] = taken.get(name, 0) + 1
+        node.name = name if taken[name] == 1 else f"{name}/{taken[name]}"
+
+
+def _module(node: Any) -> str:
+    """The innermost module that made a node, as `transformer.blocks.0.mlp.expand`."""
+    scopes = next((p.value for p in node.metadata_props if p.key == "pkg.torch.onnx.name_scopes"), "[]")
+    modules = [scope for scope in ast.literal_eval(scopes)[:-1] if scope]
+    return str(modules[-1].removeprefix("tower.") if modules else node.name)
 
 
 def _name_axes(value: Any, names: tuple[str, ...]) -> None:

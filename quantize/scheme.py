@@ -1,0 +1,47 @@
+"""What each precision means on each target.
+
+`w8a16`, `w4a16`: weights alone are integers, one scale an output channel (w8) or a group of input channels (w4);
+arithmetic stays in floating point. `w8a8`: weights and activations are 8-bit integers.
+"""
+
+from __future__ import annotations
+
+from edgeclip.errors import UsageError
+from edgeclip.manifest import Precision, Target
+
+INTEGER: tuple[Precision, ...] = ("w8a16", "w8a8", "w4a16")
+ALIASES: dict[str, Precision] = {"int8": "w8a8"}
+SCHEMES: dict[Target, tuple[Precision, ...]] = {
+    "onnx": ("w8a16", "w8a8"),
+    "openvino": ("w8a16", "w8a8", "w4a16"),
+    "tensorrt": ("w8a8",),
+}
+"""What can be made. Activations are asymmetric uint8 where the engine takes that (onnx, openvino), symmetric int8 with
+zero point 0 for tensorrt. Weights are symmetric int8 everywhere."""
+
+
+def is_integer(precision: Precision) -> bool:
+    """Whether the precision is made by quantizing."""
+    return precision in INTEGER
+
+
+def needs_calibration(precision: Precision) -> bool:
+    """Whether the range of activations has to be measured."""
+    return precision == "w8a8"
+
+
+def parse_precision(name: str) -> str:
+    """The precision of a name, aliases resolved; unknown names come back as they are."""
+    return ALIASES.get(name, name)
+
+
+def check(target: Target, precision: Precision) -> None:
+    """
+    Raises:
+        UsageError: the target has no such integer precision.
+    """
+    known = SCHEMES.get(target, ())
+    if precision not in known:
+        raise UsageError(
+            f"target {target} has no {precision}", hint=f"it has: {', '.join(known) or 'no integer precision'}"
+        )
