@@ -1,7 +1,8 @@
 """The scales that a model has learned while it was trained with rounding, and the file that keeps them.
 
 `scales.safetensors` holds, for each layer, `LAYER.weight_scale` float32 [O, G] and, where activations are rounded,
-`LAYER.activation_scale` float32 [] and `LAYER.zero_point` int32 []. Its metadata hold `precision` and `symmetric`.
+`LAYER.activation_scale` float32 [] and `LAYER.zero_point` int32 []. Its metadata have `about`, a JSON object of
+`precision` and `symmetric`: one key, because safetensors writes several in no fixed order.
 """
 
 from __future__ import annotations
@@ -59,7 +60,8 @@ class Learned:
             if one.activation_scale is not None:
                 tensors[f"{name}.activation_scale"] = np.array(one.activation_scale, np.float32)
                 tensors[f"{name}.zero_point"] = np.array(one.zero_point, np.int32)
-        data: bytes = save(tensors, metadata={"precision": self.precision, "symmetric": json.dumps(self.symmetric)})
+        about = {"precision": self.precision, "symmetric": self.symmetric}
+        data: bytes = save(tensors, metadata={"about": json.dumps(about)})
         return data
 
     @staticmethod
@@ -71,8 +73,8 @@ class Learned:
         from safetensors.numpy import load
 
         try:
-            tensors, about = load(data), _metadata(data)
-            precision, symmetric = about["precision"], json.loads(about["symmetric"])
+            tensors, about = load(data), _about(data)
+            precision, symmetric = about["precision"], about["symmetric"]
         except (SafetensorError, KeyError, ValueError, TypeError) as exc:
             raise CheckpointError(f"{where}: not a file of scales: {exc}", hint="get it again") from exc
         if precision not in INTEGER or not isinstance(symmetric, bool):
@@ -86,10 +88,10 @@ def weight_bits(precision: str) -> int:
     return int(precision[1])
 
 
-def _metadata(data: bytes) -> dict[str, str]:
+def _about(data: bytes) -> dict[str, Any]:
     """What `load` leaves out. The header has been checked by it."""
     header = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])
-    return cast("dict[str, str]", header["__metadata__"])
+    return cast("dict[str, Any]", json.loads(header["__metadata__"]["about"]))
 
 
 def _layers(tensors: dict[str, NDArray[Any]], bits: int, where: str) -> dict[str, Scales]:

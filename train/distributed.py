@@ -118,8 +118,9 @@ def same_everywhere(module: nn.Module, world: World) -> None:
     """Give every rank the first one's weights, and all of them the mean of their running statistics."""
     if world.ranks == 1:
         return
-    for parameter in module.parameters():
-        dist.broadcast(parameter.data, 0)
+    whole = [buffer for buffer in module.buffers() if not buffer.is_floating_point()]
+    for tensor in (*(parameter.data for parameter in module.parameters()), *whole):
+        dist.broadcast(tensor, 0)
     mean_statistics(module, world)
 
 

@@ -6,6 +6,7 @@ import math
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import Any, cast
@@ -15,9 +16,11 @@ import torch
 from torch import nn
 
 from edgeclip.errors import CheckpointError, NonFiniteError, UsageError
-from edgeclip.train import distributed, optimizer
+from edgeclip.quantize.fakequant import freeze
+from edgeclip.train import distributed, optimizer, qat
 from edgeclip.train.checkpoints import Origin, save_checkpoint
 from edgeclip.train.data import augment
+from edgeclip.train.data.batch import Batch
 from edgeclip.train.data.loader import prefetched
 from edgeclip.train.distributed import World
 from edgeclip.train.evaluate import Evaluator, Score
@@ -27,7 +30,7 @@ from edgeclip.train.objective import Objective
 from edgeclip.train.recipe import Recipe, resolve
 from edgeclip.train.setup import TOKENIZER, Begin, Parts, assemble
 from edgeclip.train.state import Facts, State, collect, newest_state, restore, write_state
-from edgeclip.train.step import Step, autocast
+from edgeclip.train.step import Step, autocast, read_once
 from edgeclip.train.summary import RECIPE, SCORES
 
 CHECKPOINT, STATES = "checkpoint", "states"
@@ -81,6 +84,9 @@ class Run:
         self.scores: list[Score] = []
         """Of the trained model, once it is."""
         self.clip: Clip = parts.clip.to(world.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+        if recipe.quantize is not None:
+            batches = islice(parts.loader.batches(0), recipe.quantize.observe_batches)
+            qat.initialise(self.clip, batches, partial(self._show, self.clip, texts=True))
         self.objective = Objective(recipe, parts.distiller).to(world.device)
         self.optimizer = optimizer.adamw([self.clip, self.objective], recipe.optimizer)
         self.average = optimizer.averaged(self.clip, recipe.loop.ema) if recipe.loop.ema else None
@@ -145,6 +151,8 @@ class Run:
         rate = optimizer.learning_rate(self.step, self.steps, self.recipe.optimizer)
         optimizer.set_learning_rate(self.optimizer, rate)
         self.optimizer.zero_grad(set_to_none=True)
+        if self.recipe.quantize is not None and self.step >= self.recipe.quantize.freeze_after * self.steps:
+            freeze(self.clip)
         losses = self._compute(batch, self.recipe.loop.side(self.step / self.steps))
         norm = self._update(losses["loss"])
         optimizer.clamp_scale(self.clip.logit_scale)
@@ -196,12 +204,15 @@ class Run:
         if self.world.first:
             self._recalibrate(self.trained())
         if self.world.first and not self.checkpoint.exists():
+            settings = self.recipe.quantize
+            clip, scales = qat.split(self.trained(), settings) if settings else (self.trained(), None)
             save_checkpoint(
-                self.trained(),
+                clip,
                 self.checkpoint,
                 self.parts.preprocess,
                 self.folder / TOKENIZER,
                 origin=_origin(self.recipe),
+                scales=scales,
             )
         distributed.wait(self.world)
         return self.checkpoint
@@ -214,13 +225,19 @@ class Run:
 
         def run() -> None:
             for batch in islice(self.parts.loader.batches(0), count):
-                shown = batch.to(self.world.device)
-                views = augment.whole(len(shown)).to(self.world.device)
-                pixels = augment.apply(shown.pixels, views, self.parts.preprocess.size)
-                with autocast(self.recipe.loop.precision, self.world.device):
-                    clip.encode_image(augment.normalise(pixels, self.parts.preprocess))
+                self._show(clip, batch)
 
         optimizer.estimate_statistics(clip.image, run)
+
+    def _show(self, clip: Clip, batch: Batch, *, texts: bool = False) -> None:
+        """Let a model see a batch's images whole, as tests show them, and read its texts."""
+        shown = batch.to(self.world.device)
+        views = augment.whole(len(shown)).to(self.world.device)
+        pixels = augment.apply(shown.pixels, views, self.parts.preprocess.size)
+        with autocast(self.recipe.loop.precision, self.world.device):
+            clip.encode_image(augment.normalise(pixels, self.parts.preprocess))
+            if texts:
+                read_once(clip, shown.ids)
 
     def _update(self, loss: float) -> float:
         """Let the optimizer step; returns the gradient's norm."""

@@ -5,14 +5,13 @@ An unknown key is refused with its table and the nearest known one; a value may 
 
 from __future__ import annotations
 
-import difflib
 import hashlib
 import os
 import re
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal, get_args, get_origin
+from typing import Annotated, Any, Literal
 
 import msgspec
 from msgspec import Meta
@@ -20,6 +19,7 @@ from msgspec import Meta
 from edgeclip.errors import UsageError
 from edgeclip.manifest import Rgb
 from edgeclip.templates import bare
+from edgeclip.train.strict import in_toml, override, refuse_unknown
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -27,7 +27,6 @@ else:
     import tomli as tomllib
 
 RECIPES = Path(__file__).parent / "recipes"
-_TOML_TYPES = {"str": "a string", "int": "an integer", "float": "a number", "bool": "true or false"}
 
 Name = Annotated[str, Meta(min_length=1, max_length=200)]
 Count = Annotated[int, Meta(ge=1, le=1 << 31)]
@@ -215,9 +214,24 @@ class Distill(Table, frozen=True, kw_only=True):
     """Weight of the plain contrastive loss."""
     temperature: Positive = 1.0
 
-    def __post_init__(self) -> None:
-        if not self.teacher and not self.stored:
-            raise ValueError("give `teacher` or `stored`")
+
+class Quantize(Table, frozen=True, kw_only=True):
+    """Fine-tune `model.init_from` while it computes with the rounding of integers, so that it learns to live with it.
+
+    Batch normalisation and branches are folded first. The teacher, unless one is named, is the model before.
+    """
+
+    precision: Literal["w8a8", "w8a16", "w4a16"]
+    group: Natural = 0
+    """Input channels whose weights share a scale; 0, or a number that does not divide them: all."""
+    symmetric: bool = False
+    """Activations of w8a8 are int8 with zero point 0, as TensorRT wants them, not uint8."""
+    keep: tuple[Name, ...] = ()
+    """Layers that stay in floating point, as `image.stem.spatial.conv`."""
+    observe_batches: Annotated[int, Meta(ge=1, le=1000)] = 8
+    """Over which the ranges of activations are measured before the first step."""
+    freeze_after: Fraction = 0.8
+    """From which part of the run on scales stay as they are, and weights alone are trained."""
 
 
 class Evaluate(Table, frozen=True):
@@ -247,6 +261,7 @@ class Recipe(Table, frozen=True, kw_only=True):
     optimizer: Optimizer = Optimizer()
     loop: Loop
     distill: Distill | None = None
+    quantize: Quantize | None = None
     evaluate: Evaluate = Evaluate()
 
     def __post_init__(self) -> None:
@@ -256,11 +271,25 @@ class Recipe(Table, frozen=True, kw_only=True):
             raise ValueError('`loop.epochs` needs `data.cache` of "memory" or "disk": streams have no length')
         if self.by_source and self.data.cache == "none":
             raise ValueError('`loop.contrast = "source"` needs `data.cache` of "memory" or "disk"')
+        if self.quantize and not self.model.init_from:
+            raise ValueError("[quantize] fine-tunes a trained model: give `model.init_from`")
+        if self.quantize and self.loop.recalibrate:
+            raise ValueError("[quantize] folds batch normalisation: nothing is left for `loop.recalibrate`")
+        if self.distill and not (self.teachers or self.distill.stored):
+            raise ValueError("give `teacher` or `stored`")
 
     @property
     def by_source(self) -> bool:
         """Whether pairs of different sources are not contrasted."""
         return self.loop.contrast == "source"
+
+    @property
+    def teachers(self) -> tuple[str, ...]:
+        """Checkpoints that run beside the student: those that [distill] names or, with [quantize], the model before."""
+        if self.distill is None:
+            return ()
+        alone = self.quantize is not None and not self.distill.stored
+        return self.distill.teacher or ((self.model.init_from,) if alone else ())
 
     @property
     def plain(self) -> dict[str, Any]:
@@ -293,18 +322,18 @@ def read_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
         raise UsageError(f"{file}: cannot be read: {exc}") from exc
     except tomllib.TOMLDecodeError as exc:
         raise UsageError(f"{file.name}: not TOML: {exc}") from exc
-    for override in overrides:
-        _override(tables, override)
+    for text in overrides:
+        override(tables, text)
     return decode(tables, file.name, base=file.parent)
 
 
 def decode(tables: dict[str, Any], where: str, *, base: Path) -> Recipe:
     """Plain tables as a recipe; relative paths in it start at `base`."""
-    _refuse_unknown(tables, Recipe, "", where)
+    refuse_unknown(tables, Recipe, "", where)
     try:
         recipe = msgspec.convert(tables, Recipe)
     except (msgspec.ValidationError, ValueError) as exc:
-        raise UsageError(f"{where}: {_in_toml(str(exc))}") from exc
+        raise UsageError(f"{where}: {in_toml(str(exc))}") from exc
     return _with_root(recipe, base)
 
 
@@ -336,66 +365,3 @@ def _with_root(recipe: Recipe, base: Path) -> Recipe:
     if "$" in root:
         return recipe  # A recipe that is kept or published names the variable, not this machine's folder.
     return msgspec.structs.replace(recipe, data=msgspec.structs.replace(recipe.data, root=resolved))
-
-
-def _override(tables: dict[str, Any], text: str) -> None:
-    """Set `a.b=value` in nested tables. The value is TOML; what is none is a string."""
-    key, equals, value = text.partition("=")
-    path = key.strip().split(".")
-    if not equals or not all(path):
-        raise UsageError(f"override {text!r} is not of the form table.key=value", hint="as loop.batch_size=256")
-    table = tables
-    for part in path[:-1]:
-        table = table.setdefault(part, {})
-        if not isinstance(table, dict):
-            raise UsageError(f"override {text!r}: {part} is no table")
-    table[path[-1]] = _value(value.strip())
-
-
-def _value(text: str) -> Any:
-    try:
-        return tomllib.loads(f"value = {text}")["value"]
-    except tomllib.TOMLDecodeError:
-        return text
-
-
-def _refuse_unknown(table: Any, kind: Any, path: str, where: str) -> None:
-    """Find the first unknown key, so that the message can name its neighbours, which msgspec's does not."""
-    if not isinstance(table, dict) or not (isinstance(kind, type) and issubclass(kind, msgspec.Struct)):
-        return
-    fields = {field.name: field.type for field in msgspec.structs.fields(kind)}
-    tag = kind.__struct_config__.tag_field
-    for key, value in table.items():
-        if key not in fields and key != tag:
-            close = difflib.get_close_matches(key, fields, n=1, cutoff=0.6)
-            hint = f"did you mean {close[0]!r}?" if close else f"known: {', '.join(fields)}"
-            raise UsageError(f"{where} [{path or 'top'}]: unknown key {key!r}", hint=hint)
-        _descend(value, fields.get(key), f"{path}.{key}" if path else key, where)
-
-
-def _descend(value: Any, kind: Any, path: str, where: str) -> None:
-    arguments = get_args(kind)
-    if isinstance(value, list) and arguments:
-        for item in value:
-            _descend(item, arguments[0], path, where)
-        return
-    options = _structs(kind)
-    tagged = {option.__struct_config__.tag: option for option in options}
-    chosen = tagged.get(value.get("kind") if isinstance(value, dict) else None, options[0] if options else None)
-    if len(options) < 2 or (isinstance(value, dict) and value.get("kind") in tagged):
-        _refuse_unknown(value, chosen, path, where)
-
-
-def _structs(kind: Any) -> list[Any]:
-    """The structs that a type may be."""
-    if get_origin(kind) is Annotated:
-        return _structs(get_args(kind)[0])
-    if isinstance(kind, type) and issubclass(kind, msgspec.Struct):
-        return [kind]
-    return [struct for argument in get_args(kind) for struct in _structs(argument)]
-
-
-def _in_toml(message: str) -> str:
-    """msgspec's message in TOML's words: `$.loop.lr` becomes `loop.lr`."""
-    message = message.replace("`$.", "`")
-    return re.sub(r"`(str|int|float|bool)`", lambda match: _TOML_TYPES[match[1]], message)

@@ -134,8 +134,22 @@ def find_tokenizer(
 
 
 def build_model(recipe: Recipe, config: ClipConfig, start: Checkpoint | None) -> Clip:
-    """New weights, or those of a checkpoint: all where it is of the same sizes, else as many as fit."""
-    if start is None:
+    """New weights, or those of a checkpoint: all where it is of the same sizes, else as many as fit.
+
+    Raises:
+        UsageError: the recipe asks for what the architecture or the checkpoint does not allow.
+    """
+    if recipe.quantize is not None:
+        from edgeclip.train.qat import prepare
+
+        assert start is not None  # a recipe with [quantize] has `init_from`
+        clip = prepare(build(start), config, recipe.quantize)
+    elif start is not None and start.config.folded:
+        raise UsageError(
+            f"{recipe.model.init_from}: its batch normalisation is folded away",
+            hint="only [quantize] goes on from such a checkpoint; take the one before",
+        )
+    elif start is None:
         clip = Clip(config)
     elif start.config == config:
         clip = build(start)

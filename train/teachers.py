@@ -73,7 +73,7 @@ def open_teachers(recipe: Recipe, world: World) -> Teachers:
     """
     settings = recipe.distill
     assert settings is not None
-    running = [open_teacher(resolve(path), recipe, world.device) for path in settings.teacher]
+    running = [open_teacher(resolve(path), recipe, world.device) for path in recipe.teachers]
     stores = []
     if settings.stored:
         from edgeclip.train.reinforce import open_store

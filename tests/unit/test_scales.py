@@ -44,14 +44,16 @@ def test_a_torn_file_is_refused(cut: int) -> None:
         Learned.from_bytes(learned().to_bytes()[:cut])
 
 
-@pytest.mark.parametrize("metadata", [None, {"precision": "w8a8"}, {"symmetric": "false"}, {"symmetric": "no"}])
+@pytest.mark.parametrize(
+    "metadata", [None, {"other": "{}"}, {"about": '{"precision": "w8a8"}'}, {"about": "no"}, {"about": "3"}]
+)
 def test_a_file_that_says_too_little_is_refused(metadata: dict[str, str] | None) -> None:
     with pytest.raises(CheckpointError, match="not a file of scales"):
         Learned.from_bytes(save({"x.weight_scale": ONES}, metadata=metadata))
 
 
 def test_an_unknown_precision_is_refused() -> None:
-    data = save({"x.weight_scale": ONES}, metadata={"precision": "w2a2", "symmetric": "true"})
+    data = save({"x.weight_scale": ONES}, metadata={"about": '{"precision": "w2a2", "symmetric": true}'})
     with pytest.raises(CheckpointError, match="unknown precision 'w2a2'"):
         Learned.from_bytes(data)
 

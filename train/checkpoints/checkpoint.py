@@ -13,6 +13,7 @@ from torch import Tensor
 
 from edgeclip.errors import CheckpointError, NonFiniteError
 from edgeclip.manifest import Preprocess
+from edgeclip.quantize.scales import Learned
 from edgeclip.train.models.clip import Clip
 from edgeclip.train.models.config import ClipConfig
 
@@ -51,6 +52,8 @@ class Checkpoint:
     source: str
     """Base name or hub reference, never a path."""
     origin: Origin = UNKNOWN
+    scales: Learned | None = None
+    """That were learned with the weights, for a precision of integers; None where there are none."""
 
 
 def build(checkpoint: Checkpoint) -> Clip:

@@ -18,7 +18,8 @@ def halve(source: str | Path, folder: Path) -> Path:
         ExportExistsError: `folder` exists.
     """
     read = read_checkpoint(source)
-    return save_checkpoint(build(read), folder, read.preprocess, read.tokenizer, origin=read.origin, half=True)
+    facts = (folder, read.preprocess, read.tokenizer)
+    return save_checkpoint(build(read), *facts, origin=read.origin, half=True, scales=read.scales)
 
 
 def main(arguments: Sequence[str]) -> int:

@@ -1,7 +1,11 @@
-"""edgeclip's own checkpoint: `edgeclip.json`, `model.safetensors` and, where there is one, the tokenizer."""
+"""edgeclip's own checkpoint: `edgeclip.json`, `model.safetensors` and, where there are some, the tokenizer and scales.
+
+`scales.safetensors` is that of a model that was trained with rounding. The weights beside it are not rounded.
+"""
 
 from __future__ import annotations
 
+import hashlib
 import os
 import shutil
 import tempfile
@@ -14,6 +18,8 @@ from torch import Tensor
 
 from edgeclip.errors import CheckpointError, ExportExistsError, ResourceError, UsageError
 from edgeclip.manifest import Preprocess
+from edgeclip.quantize.scales import FILE as SCALES
+from edgeclip.quantize.scales import Learned
 from edgeclip.train.checkpoints.checkpoint import UNKNOWN, Origin
 from edgeclip.train.checkpoints.files import read_json
 from edgeclip.train.checkpoints.weights import Weights, digest, read_weights
@@ -34,6 +40,8 @@ class Description(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_on
     preprocess: Preprocess
     weights_sha256: str
     """Of `model.safetensors`: a description and weights of different models are told apart."""
+    scales_sha256: str = ""
+    """Of `scales.safetensors`; empty where there is none."""
     origin: Origin = UNKNOWN
 
 
@@ -45,12 +53,14 @@ def save_checkpoint(
     *,
     origin: Origin = UNKNOWN,
     half: bool = False,
+    scales: Learned | None = None,
 ) -> Path:
     """Write a model as a directory that `read_checkpoint` reads; half of one is never visible.
 
     Args:
         tokenizer: `tokenizer.json`, or a directory that holds it or `vocab.json` and `merges.txt`.
         half: write float16, which reads back as float32.
+        scales: that the model has learned; layers are named as its modules.
 
     Raises:
         CheckpointError: a weight is beyond what float16 holds.
@@ -67,7 +77,7 @@ def save_checkpoint(
         fresh = Path(temporary) / "new"
         fresh.mkdir()
         try:
-            _write(clip, fresh, preprocess, files, origin, half=half)
+            _write(clip, fresh, preprocess, files, origin, scales, half=half)
         except (OSError, SafetensorError) as exc:  # the library has its own error for a full disk
             reason = getattr(exc, "strerror", None) or exc
             raise ResourceError(f"{folder.name}: cannot be written: {reason}", hint="free some space") from exc
@@ -86,7 +96,14 @@ def _tokenizer_files(tokenizer: str | Path | None) -> list[Path]:
 
 
 def _write(
-    clip: Clip, folder: Path, preprocess: Preprocess, tokenizer: list[Path], origin: Origin, *, half: bool
+    clip: Clip,
+    folder: Path,
+    preprocess: Preprocess,
+    tokenizer: list[Path],
+    origin: Origin,
+    scales: Learned | None,
+    *,
+    half: bool,
 ) -> None:
     state = {name: tensor.detach().cpu().contiguous() for name, tensor in clip.state_dict().items()}
     if half:
@@ -94,11 +111,14 @@ def _write(
     save_file(state, folder / WEIGHTS, metadata={"format": "pt"})
     for file in tokenizer:
         shutil.copyfile(file, folder / (file.name if len(tokenizer) > 1 else "tokenizer.json"))
+    if scales is not None:
+        (folder / SCALES).write_bytes(scales.to_bytes())
     description = Description(
         format_version=FORMAT_VERSION,
         config=clip.config,
         preprocess=preprocess,
         weights_sha256=digest([folder / WEIGHTS]),
+        scales_sha256="" if scales is None else digest([folder / SCALES]),
         origin=origin,
     )
     (folder / DESCRIPTION).write_bytes(msgspec.json.format(msgspec.json.encode(description), indent=1) + b"\n")
@@ -118,8 +138,8 @@ def _sync(file: Path) -> None:
         os.fsync(stream.fileno())
 
 
-def read_own(folder: Path) -> tuple[Description, Weights]:
-    """The description and the weights, with the weights' digest checked.
+def read_own(folder: Path) -> tuple[Description, Weights, Learned | None]:
+    """The description, the weights, and the scales where there are some, with their digests checked.
 
     Raises:
         CheckpointError: a file is damaged, or they do not belong together.
@@ -133,4 +153,20 @@ def read_own(folder: Path) -> tuple[Description, Weights]:
     weights = read_weights([folder / WEIGHTS])
     if weights.sha256 != description.weights_sha256:
         raise CheckpointError(f"{WEIGHTS}: not the weights that {DESCRIPTION} describes", hint="get both files again")
-    return description, weights
+    return description, weights, _read_scales(folder, description, weights) if description.scales_sha256 else None
+
+
+def _read_scales(folder: Path, description: Description, weights: Weights) -> Learned:
+    try:
+        data = (folder / SCALES).read_bytes()
+    except OSError as exc:
+        raise CheckpointError(f"{SCALES}: {exc.strerror}", hint="the checkpoint has learned scales: get them") from exc
+    if hashlib.sha256(data).hexdigest() != description.scales_sha256:
+        raise CheckpointError(f"{SCALES}: not the scales that {DESCRIPTION} describes", hint="get both files again")
+    scales = Learned.from_bytes(data)
+    for name, one in scales.layers.items():
+        weight = weights.tensors.get(f"{name}.weight")
+        outputs, groups = one.weight_scale.shape if one.weight_scale.ndim == 2 else (0, 1)
+        if weight is None or weight.ndim < 2 or weight.shape[0] != outputs or weight.shape[1] % groups:
+            raise CheckpointError(f"{SCALES}: its scales do not fit {name}", hint="get the checkpoint again")
+    return scales

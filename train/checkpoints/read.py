@@ -11,6 +11,7 @@ from torch import Tensor
 
 from edgeclip.errors import CheckpointError, UsageError
 from edgeclip.manifest import Preprocess
+from edgeclip.quantize.scales import Learned
 from edgeclip.train.checkpoints import hub
 from edgeclip.train.checkpoints.checkpoint import UNKNOWN, Checkpoint, Format, Origin, check_state
 from edgeclip.train.checkpoints.files import find_licence, find_tokenizer, find_weights
@@ -35,6 +36,7 @@ class _Model:
     described: bool = True
     """The directory's configuration belongs to the weights."""
     origin: Origin = UNKNOWN
+    scales: Learned | None = None
 
 
 def read_checkpoint(
@@ -81,6 +83,7 @@ def read_checkpoint(
         sha256=weights.sha256,
         source=name,
         origin=_origin(model, folder if carries else None),
+        scales=model.scales,
     )
 
 
@@ -102,8 +105,9 @@ def _locate(source: str) -> tuple[Path, str]:
 
 
 def _own(folder: Path) -> tuple[_Model, Weights]:
-    about, weights = read_own(folder)
-    return _Model("edgeclip", about.config, about.preprocess, weights.tensors, origin=about.origin), weights
+    about, weights, scales = read_own(folder)
+    model = _Model("edgeclip", about.config, about.preprocess, weights.tensors, origin=about.origin, scales=scales)
+    return model, weights
 
 
 def _foreign(

@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from edgeclip.train.models.config import ClipConfig, RepVggConfig, ResNetConfig
+from edgeclip.train.models.folding import fold_in_place
 from edgeclip.train.models.repvgg import RepVgg
 from edgeclip.train.models.resnet import ModifiedResNet
 from edgeclip.train.models.text import TextTransformer
@@ -49,6 +50,11 @@ class Clip(nn.Module):
 
 def image_tower(config: ClipConfig) -> VisionTransformer | ModifiedResNet | RepVgg:
     """The image tower alone, with random weights."""
+    tower = _unfolded(config)
+    return fold_in_place(tower.eval()).train() if config.folded else tower
+
+
+def _unfolded(config: ClipConfig) -> VisionTransformer | ModifiedResNet | RepVgg:
     if isinstance(config.image, ResNetConfig):
         return ModifiedResNet(config.image, config.image_size, config.embed_dim)
     if isinstance(config.image, RepVggConfig):

@@ -115,6 +115,8 @@ class ClipConfig(Config, frozen=True):
     """Side S of the square input in pixels."""
     image: VitConfig | ResNetConfig | RepVggConfig
     text: TextConfig
+    folded: bool = False
+    """Batch normalisation and parallel branches of the image tower are in its convolutions' weights."""
 
     def __post_init__(self) -> None:
         if isinstance(self.image, ResNetConfig) and self.image_size % 32:

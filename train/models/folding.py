@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import copy
-from typing import cast
+from typing import TypeVar, cast
 
 from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
+
+Model = TypeVar("Model", bound=nn.Module)
 
 
 class Foldable(nn.Module):
@@ -42,7 +44,11 @@ def fold_batchnorm(module: nn.Module) -> nn.Module:
     Parallel branches become one convolution. The result computes the same with fewer operators; a module without any
     is copied as it is.
     """
-    module = copy.deepcopy(module).eval()
+    return fold_in_place(copy.deepcopy(module).eval())
+
+
+def fold_in_place(module: Model) -> Model:
+    """The module itself, which has to be in evaluation mode."""
     for child in list(module.modules()):
         if isinstance(child, Foldable):
             child.fold()
