@@ -19,6 +19,16 @@ from tests import tiny
 
 SIDE = 16
 COLOURS = {"red": (220, 30, 30), "green": (30, 200, 40), "blue": (40, 60, 220), "white": (240, 240, 240)}
+AT_STEP = """
+import os, signal
+from edgeclip.train.loop import Run
+advance = Run.advance
+def faulty(run, batch):
+    if run.step == {step}:
+        {fault}
+    return advance(run, batch)
+Run.advance = faulty
+"""
 
 
 def toy_config() -> ClipConfig:
@@ -156,3 +166,8 @@ def test_set(folder: Path, count: int = 12) -> Path:
     (folder / "classnames.txt").write_text("\n".join(names))
     (folder / "zeroshot_classification_templates.txt").write_text("a {c} thing.\nall {c}\n")
     return folder
+
+
+def at_step(step: int, fault: str) -> str:
+    """Code that makes a fault happen when so many steps are done."""
+    return AT_STEP.format(step=step, fault=fault)

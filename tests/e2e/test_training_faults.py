@@ -14,22 +14,6 @@ from safetensors.torch import load_file
 from tests import training
 from tests.cli import edgeclip, patched
 
-AT_STEP = """
-import os, signal
-from edgeclip.train.loop import Run
-advance = Run.advance
-def faulty(run, batch):
-    if run.step == {step}:
-        {fault}
-    return advance(run, batch)
-Run.advance = faulty
-"""
-
-
-def at_step(step: int, fault: str) -> str:
-    """Code that makes a fault happen when so many steps are done."""
-    return AT_STEP.format(step=step, fault=fault)
-
 
 def weights(folder: Path) -> Path:
     return folder / "runs" / "toy" / "checkpoint" / "model.safetensors"
@@ -64,7 +48,7 @@ def assert_resumes(folder: Path, straight: Path) -> None:
 
 
 def test_a_killed_run_goes_on_as_if_nothing_had_happened(tmp_path: Path, straight: Path) -> None:
-    killed = patched(at_step(5, "os.kill(os.getpid(), signal.SIGKILL)"), "train", recipe(tmp_path))
+    killed = patched(training.at_step(5, "os.kill(os.getpid(), signal.SIGKILL)"), "train", recipe(tmp_path))
     assert killed.returncode == -signal.SIGKILL
     assert not weights(tmp_path).exists()
     assert_resumes(tmp_path, straight)
@@ -73,7 +57,7 @@ def test_a_killed_run_goes_on_as_if_nothing_had_happened(tmp_path: Path, straigh
 @pytest.mark.skipif(sys.platform == "win32", reason="Windows has no RLIMIT_FSIZE")
 def test_a_full_disk_exits_6_and_the_last_state_survives(tmp_path: Path, straight: Path) -> None:
     limit = "import resource; resource.setrlimit(resource.RLIMIT_FSIZE, (20000, resource.RLIM_INFINITY))"
-    full = patched(at_step(3, limit), "train", recipe(tmp_path))
+    full = patched(training.at_step(3, limit), "train", recipe(tmp_path))
     assert full.returncode == 6, full.stderr
     assert "the disk or a quota is full; the last whole state is step-00000002" in full.stderr
     assert_resumes(tmp_path, straight)
@@ -98,7 +82,7 @@ loop.save_checkpoint = full
 
 def test_a_loss_that_is_no_number_exits_1_and_keeps_the_last_state(tmp_path: Path) -> None:
     fault = "run.clip.text.projection.weight.data.fill_(float('nan'))"
-    done = patched(at_step(4, fault), "train", recipe(tmp_path))
+    done = patched(training.at_step(4, fault), "train", recipe(tmp_path))
     assert done.returncode == 1
     assert "step 5: the loss is nan" in done.stderr and "states are intact" in done.stderr
     assert sorted(os.listdir(tmp_path / "runs/toy/states"))[-1] == "step-00000004.safetensors"  # noqa: PTH208

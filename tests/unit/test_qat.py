@@ -20,46 +20,11 @@ from edgeclip.train import qat
 from edgeclip.train.checkpoints import build, read_checkpoint, save_checkpoint
 from edgeclip.train.checkpoints.half import halve
 from edgeclip.train.loop import start
-from edgeclip.train.models import Clip, RepVggConfig
+from edgeclip.train.models import Clip
 from edgeclip.train.models.folding import fold_in_place
-from edgeclip.train.recipe import Quantize, Recipe
+from edgeclip.train.recipe import Quantize
 from tests import training
-
-TOWER = RepVggConfig(stem=8, widths=(16, 24), depths=(1, 2), strides=(2, 2), branches=("skip", "pointwise"))
-CONFIG = msgspec.structs.replace(training.toy_config(), image=TOWER)
-STEM = "image.stem.spatial.conv"
-
-
-def trained(seed: int = 0) -> Clip:
-    """With running statistics that are not those of the beginning."""
-    torch.manual_seed(seed)
-    clip = Clip(CONFIG).train()
-    with torch.no_grad():
-        for _ in range(20):
-            clip.encode_image(torch.randn(16, 3, training.SIDE, training.SIDE))
-    return clip.eval()
-
-
-def saved(folder: Path) -> Path:
-    """A checkpoint of it."""
-    folder.mkdir(parents=True, exist_ok=True)
-    return save_checkpoint(trained(), folder / "before", training.preprocess(), training.tiny.tokenizer_file(folder))
-
-
-def recipe(folder: Path, precision: str = "w4a16", **changes: Any) -> Recipe:
-    """Goes on from the checkpoint with its own teacher."""
-    changes = {
-        "distill__weights": {"cosine": 10.0},
-        "distill__contrastive": 0.0,
-        "model__tokenizer": "",
-        "optimizer__lr": 1e-3,
-        "quantize__precision": precision,
-        "quantize__observe_batches": 2,
-        **changes,
-    }
-    made = training.recipe(folder, model__init_from=str(saved(folder)), **changes)
-    (folder / "toy.json").write_bytes(msgspec.json.encode(CONFIG))
-    return made
+from tests.qat import CONFIG, LAYERS, STEM, recipe, trained
 
 
 def test_a_run_begins_with_the_folded_model(tmp_path: Path) -> None:
@@ -68,13 +33,13 @@ def test_a_run_begins_with_the_folded_model(tmp_path: Path) -> None:
         pixels = torch.randn(4, 3, 16, 16)
         with torch.no_grad():
             torch.testing.assert_close(plain.encode_image(pixels), trained().encode_image(pixels), rtol=1e-4, atol=1e-5)
-        assert run.clip.config.folded and len(quantized_layers(run.clip)) == 5 + 13
+        assert run.clip.config.folded and len(quantized_layers(run.clip)) == LAYERS
 
 
 def test_ranges_of_activations_are_observed_before_the_first_step(tmp_path: Path) -> None:
     with start(recipe(tmp_path, "w8a8")) as run:
         scales = [float(one.log_scale.detach()) for one in activation_quantizers(run.clip).values()]
-    assert len(scales) == 18 and np.isfinite(scales).all() and len(set(scales)) > 10
+    assert len(scales) == LAYERS and np.isfinite(scales).all() and len(set(scales)) > 10
 
 
 def test_the_teacher_is_the_model_before(tmp_path: Path) -> None:
@@ -92,7 +57,7 @@ def test_a_teacher_that_is_named_is_taken(tmp_path: Path) -> None:
 def test_kept_layers_have_no_scales(tmp_path: Path) -> None:
     with start(recipe(tmp_path, quantize__keep=[STEM, "text.projection"])) as run:
         scales = read_checkpoint(run.train()).scales
-    assert scales is not None and len(scales.layers) == 16
+    assert scales is not None and len(scales.layers) == LAYERS - 2
     assert STEM not in scales.layers and "projection" not in scales.tower("text")
 
 

@@ -1,0 +1,61 @@
+"""`edgeclip distill` with [quantize] as it is used: killed, resumed, exported."""
+
+from __future__ import annotations
+
+import json
+import signal
+from pathlib import Path
+
+import pytest
+from safetensors.torch import load_file
+
+from edgeclip.bundle import Bundle
+from edgeclip.train.checkpoints import read_checkpoint
+from tests import qat
+from tests.cli import edgeclip, patched
+from tests.training import at_step
+
+CHANGES = {"loop__steps": 8, "loop__ema": 0.9, "quantize__freeze_after": 0.7}
+
+
+def checkpoint(folder: Path) -> Path:
+    return folder / "runs" / "toy" / "checkpoint"
+
+
+@pytest.fixture(scope="module")
+def straight(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a run that nothing has interrupted."""
+    folder = tmp_path_factory.mktemp("straight")
+    done = edgeclip("distill", qat.recipe_file(folder, "w8a8", **CHANGES))
+    assert done.returncode == 0, done.stderr
+    return folder
+
+
+def test_a_killed_run_goes_on_with_its_scales_as_if_nothing_had_happened(tmp_path: Path, straight: Path) -> None:
+    recipe = qat.recipe_file(tmp_path, "w8a8", **CHANGES)
+    killed = patched(at_step(5, "os.kill(os.getpid(), signal.SIGKILL)"), "distill", recipe)
+    assert killed.returncode == -signal.SIGKILL and not checkpoint(tmp_path).exists()
+    done = edgeclip("distill", recipe, "--resume")
+    assert done.returncode == 0, done.stderr
+    for file in ("model.safetensors", "scales.safetensors"):
+        expected = load_file(checkpoint(straight) / file)
+        for name, value in load_file(checkpoint(tmp_path) / file).items():
+            assert float((value - expected[name]).abs().max()) <= 1e-6, name
+
+
+def test_it_exports_in_single_precision(straight: Path, tmp_path: Path) -> None:
+    done = edgeclip("export", checkpoint(straight), "--target", "onnx", "-o", tmp_path / "toy.edgeclip")
+    assert done.returncode == 0, done.stderr
+    assert len(Bundle.open(tmp_path / "toy.edgeclip").manifest.artifacts) == 2
+
+
+def test_the_student_comes_closer_to_what_it_was(straight: Path) -> None:
+    lines = [json.loads(line) for line in (straight / "runs/toy/metrics.jsonl").read_text().splitlines()]
+    assert lines[-1]["cosine"] < lines[0]["cosine"]
+    scales = read_checkpoint(checkpoint(straight)).scales
+    assert scales is not None and len(scales.layers) == qat.LAYERS
+
+
+def test_distill_refuses_a_model_to_quantize_that_is_not_named(tmp_path: Path) -> None:
+    done = edgeclip("distill", qat.recipe_file(tmp_path, model__init_from=""))
+    assert done.returncode == 2 and "[quantize] fine-tunes a trained model" in done.stderr
