@@ -83,3 +83,19 @@ def element_types(model: Any) -> dict[str, int]:
         raise ExportError(f"the graph's types contradict each other: {str(exc).strip().splitlines()[0]}") from exc
     values = (*graph.value_info, *graph.input, *graph.output)
     return {v.name: v.type.tensor_type.elem_type for v in values} | {t.name: t.data_type for t in graph.initializer}
+
+
+def drop_unused(graph: Any) -> None:
+    """Remove the initializers that nothing reads."""
+    used = {name for node in graph.node for name in node.input} | {value.name for value in graph.output}
+    for i in reversed(range(len(graph.initializer))):
+        if graph.initializer[i].name not in used:
+            del graph.initializer[i]
+
+
+def file_name(model: Any) -> str:
+    """`image.onnx` or `text.onnx`, by what the graph takes: pixels are uint8, token ids int32."""
+    import onnx
+
+    pixels = model.graph.input[0].type.tensor_type.elem_type == onnx.TensorProto.UINT8
+    return "image.onnx" if pixels else "text.onnx"
