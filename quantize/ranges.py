@@ -1,115 +1,80 @@
-"""The ranges of activations, measured on samples."""
+"""The ranges that activations of a graph take on samples."""
 
 from __future__ import annotations
 
-import hashlib
-import tempfile
-from collections import OrderedDict
-from collections.abc import Iterator
-from pathlib import Path
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
-from edgeclip.errors import NonFiniteError, ResourceError, UsageError
-from edgeclip.quantize import graphs, layers
-from edgeclip.quantize.graphs import Array
+from edgeclip.backends.base import Array
 
 BATCH = 8
-"""Samples that are run at once; every activation of a batch is in memory."""
-OPS = (*layers.OPS, "Relu")
-"""Operators whose inputs and outputs are measured."""
-_REMEMBERED = 4
+"""Samples that are run at once: the activations of a batch are all in memory."""
+_LEVELS = 255
 _ONLY_ERRORS = 3
 
-Ranges = Any
-"""ONNX Runtime's `TensorsData`: lowest and highest value of each activation, by name."""
 
-_memory: OrderedDict[bytes, Ranges] = OrderedDict()
+@dataclass(frozen=True)
+class Range:
+    """The lowest and the highest value of an activation."""
+
+    low: float
+    high: float
+
+    @property
+    def scale(self) -> float:
+        """Step of the asymmetric uint8 grid that holds the range, and 0 exactly."""
+        span = max(self.high, 0.0) - min(self.low, 0.0)
+        return span / _LEVELS if span > 0 else 1.0
+
+    @property
+    def zero_point(self) -> int:
+        """The code of 0, in [0, 255]."""
+        return int(np.clip(round(-min(self.low, 0.0) / self.scale), 0, _LEVELS))
 
 
-def measure(model: bytes, samples: Array, *, threads: int = 1) -> Ranges:
-    """Run the samples and note the lowest and the highest value of every layer's input and output.
+def observe(proto: Any, names: Sequence[str], samples: Array, *, threads: int = 1) -> dict[str, Range]:
+    """The range of each of these values over the samples.
 
-    Ranges depend on nothing but the model and the samples, and a search for layers to keep asks for the same ones
-    again and again: those of the last few calls are remembered.
-
-    Raises:
-        UsageError: there are no samples, or they are not what the graph takes.
-        NonFiniteError: an activation is NaN or infinite.
-        TargetUnavailableError: onnxruntime is missing.
-        ResourceError: no room for the temporary copy of the model.
+    Args:
+        proto: a ModelProto; it is not changed.
+        names: of values that nodes compute, or of the input.
+        samples: the graph's input, uint8 [N, S, S, 3] or int32 [N, C].
     """
-    parsed = graphs.parse(model)
-    _check_samples(parsed.graph.input[0], samples)
-    key = hashlib.sha256(model).digest() + hashlib.sha256(np.ascontiguousarray(samples)).digest()
-    if key not in _memory:
-        _memory[key] = _measure(model, parsed.graph.input[0].name, samples, threads)
-        while len(_memory) > _REMEMBERED:
-            _memory.popitem(last=False)
-    _memory.move_to_end(key)
-    return _memory[key]
+    session = open_session(_with_outputs(proto, names), threads)
+    name = session.get_inputs()[0].name
+    found: dict[str, Range] = {}
+    for part in parts(samples):
+        for key, values in zip(names, session.run(list(names), {name: part}), strict=True):
+            seen = found.get(key, Range(np.inf, -np.inf))
+            found[key] = Range(min(seen.low, float(values.min())), max(seen.high, float(values.max())))
+    return found
 
 
-def _check_samples(value: Any, samples: Array) -> None:
-    import onnx
+def _with_outputs(proto: Any, names: Sequence[str]) -> bytes:
+    from onnx import ValueInfoProto
 
-    tensor = value.type.tensor_type
-    dtype = onnx.helper.tensor_dtype_to_np_dtype(tensor.elem_type)
-    fixed = [dim.dim_value or None for dim in tensor.shape.dim]
-    if samples.ndim < 1 or not len(samples):
-        raise UsageError("no samples to calibrate on", hint="pass at least one; a few hundred make good ranges")
-    fits = samples.ndim == len(fixed) and all(
-        want in (None, got) for want, got in zip(fixed, samples.shape, strict=True)
-    )
-    if samples.dtype != dtype or not fits:
-        want = ", ".join("N" if size is None else str(size) for size in fixed)
-        raise UsageError(f"samples are {samples.dtype} {list(samples.shape)}, the graph takes {dtype} [{want}]")
+    changed = type(proto)()
+    changed.CopyFrom(proto)
+    present = {value.name for value in changed.graph.output}
+    changed.graph.output.extend(ValueInfoProto(name=name) for name in names if name not in present)
+    return bytes(changed.SerializeToString())
 
 
-def _measure(model: bytes, name: str, samples: Array, threads: int) -> Ranges:
-    try:
-        import onnxruntime as ort
-        from onnxruntime.quantization import MinMaxCalibrater
-    except ImportError as exc:
-        raise graphs.missing("onnxruntime") from exc
+def open_session(model: bytes, threads: int) -> Any:
+    """An ONNX Runtime session on the CPU."""
+    import onnxruntime as ort
+
     options = ort.SessionOptions()
     options.intra_op_num_threads = threads
     options.inter_op_num_threads = 1
     options.log_severity_level = _ONLY_ERRORS
-    try:
-        with tempfile.TemporaryDirectory(prefix="edgeclip-") as folder:
-            plain, observed = Path(folder, "model.onnx"), Path(folder, "observed.onnx")
-            plain.write_bytes(model)
-            calibrater = MinMaxCalibrater(plain, OPS, str(observed))
-            calibrater.augment_graph()
-            calibrater.infer_session = ort.InferenceSession(observed, options, providers=["CPUExecutionProvider"])
-            for batch in _batches(samples):
-                calibrater.collect_data(_Once({name: batch}))
-            ranges = calibrater.compute_data()
-    except OSError as exc:
-        raise ResourceError(f"calibrating: no temporary copy of the model: {exc.strerror or exc}") from exc
-    _check_ranges(ranges)
-    return ranges
+    return ort.InferenceSession(model, options, providers=["CPUExecutionProvider"])
 
 
-def _batches(samples: Array) -> Iterator[Array]:
+def parts(samples: Array) -> Iterator[Array]:
+    """The samples in batches."""
     for start in range(0, len(samples), BATCH):
         yield samples[start : start + BATCH]
-
-
-class _Once:
-    """A data reader of one batch. Handing them over one by one keeps memory flat."""
-
-    def __init__(self, feeds: dict[str, Array]) -> None:
-        self._feeds: dict[str, Array] | None = feeds
-
-    def get_next(self) -> dict[str, Array] | None:
-        feeds, self._feeds = self._feeds, None
-        return feeds
-
-
-def _check_ranges(ranges: Ranges) -> None:
-    bad = [name for name, data in ranges.items() if not np.isfinite(data.range_value).all()]
-    if bad:
-        raise NonFiniteError(f"NaN or infinity in the activations {layers.shown(sorted(bad))}")
