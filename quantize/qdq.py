@@ -18,11 +18,13 @@ RepVGG tower and text transformer, and as time in ONNX Runtime:
 
 from __future__ import annotations
 
+import itertools
+from collections import Counter
 from typing import Any
 
 from edgeclip.errors import ExportError
 from edgeclip.manifest import Tower
-from edgeclip.quantize import graphs, layers, onnx_weights, ranges
+from edgeclip.quantize import extremes, graphs, layers, onnx_weights
 from edgeclip.quantize.graphs import Array
 from edgeclip.quantize.made import Made
 
@@ -57,7 +59,9 @@ def quantize_onnx(
     layers.check_kept(keep, found)
     layers.check_finite_in(parsed.graph)
     chosen = _choose(found, keep, symmetric)
-    measured = ranges.measure(model, samples)
+    measured = extremes.measure(model, samples)
+    if symmetric:
+        _float_first(parsed.graph)
     quantized = _insert(parsed, measured, chosen, symmetric) if chosen else parsed
     _free(quantized.graph, chosen, symmetric)
     if not symmetric:
@@ -73,7 +77,22 @@ def _choose(found: list[layers.LayerInfo], keep: frozenset[str], symmetric: bool
     return [layer.name for layer in found if layer.weighted and layer.name not in keep | spared]
 
 
-def _insert(parsed: Any, measured: ranges.Ranges, chosen: list[str], symmetric: bool) -> Any:
+def _float_first(graph: Any) -> None:
+    """Make pixels float before they are transposed: all that TensorRT can do with uint8 is to convert it."""
+    nodes = list(graph.node)
+    readers = Counter(name for node in nodes for name in node.input)
+    for i, (transpose, cast) in enumerate(itertools.pairwise(nodes)):
+        pixels, middle, end = transpose.input[:1], transpose.output[:1], cast.output[:1]
+        in_line = (transpose.op_type, cast.op_type) == ("Transpose", "Cast") and cast.input[:1] == middle
+        if in_line and pixels[0] == graph.input[0].name and readers[pixels[0]] == readers[middle[0]] == 1:
+            cast.input[:], cast.output[:] = pixels, middle
+            transpose.input[:], transpose.output[:] = middle, end
+            nodes[i : i + 2] = cast, transpose
+            graphs.replace(graph.node, nodes)
+            return
+
+
+def _insert(parsed: Any, measured: extremes.Ranges, chosen: list[str], symmetric: bool) -> Any:
     """Have ONNX Runtime's quantizer insert the conversions; it works on a copy."""
     import onnx
     from onnxruntime.quantization import QDQQuantizer, QuantType
@@ -88,7 +107,7 @@ def _insert(parsed: Any, measured: ranges.Ranges, chosen: list[str], symmetric: 
     }
     activations = QuantType.QInt8 if symmetric else QuantType.QUInt8
     nodes = chosen if symmetric else chosen + _rectifiers(parsed.graph, chosen)
-    types = list(ranges.OPS)
+    types = list(extremes.OPS)
     try:
         quantizer = QDQQuantizer(
             typed, True, False, QuantType.QInt8, activations, measured, nodes, [], types, options
