@@ -91,6 +91,12 @@ class ModelSpec(Struct, frozen=True):
     text_architecture: Name
     random_weights: bool = False
     """The weights were never trained: the embeddings mean nothing."""
+    matryoshka: Annotated[tuple[PositiveInt, ...], Meta(max_length=64)] = ()
+    """Numbers of first coordinates that make an embedding of their own, normalised again; ascending."""
+
+    def __post_init__(self) -> None:
+        if list(dims := (*self.matryoshka, self.embed_dim)) != sorted(set(dims)):
+            raise ValueError(f"matryoshka must ascend below embed_dim {self.embed_dim}, got {list(self.matryoshka)}")
 
 
 class TensorSpec(Struct, frozen=True):
