@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any, TypeVar
+from typing import Any, BinaryIO, TypeVar, cast
 
 from edgeclip.errors import DataError
 
@@ -64,7 +64,7 @@ class Reader:
 
     def __init__(self) -> None:
         self._path: Path | None = None
-        self._file: IO[bytes] | None = None
+        self._file: BinaryIO | None = None
 
     def __enter__(self) -> Reader:
         return self
@@ -93,11 +93,11 @@ class Reader:
             self._file.close()
         self._path = self._file = None
 
-    def _opened(self, path: Path) -> IO[bytes]:
+    def _opened(self, path: Path) -> BinaryIO:
         if self._file is None or path != self._path:
             self.close()
-            self._file = gzip.open(path) if _is_gzip(path) else path.open("rb")  # noqa: SIM115 - closed with the reader
-            self._path = path
+            opened = gzip.open(path) if _is_gzip(path) else path.open("rb")  # noqa: SIM115 - closed with the reader
+            self._file, self._path = cast("BinaryIO", opened), path
         return self._file
 
 

@@ -132,10 +132,10 @@ def open_test_set(folder: Path, *, limit: int = 0) -> TestSet:
         DataError: its names or templates are missing.
     """
     kind = folder / "dataset_type.txt"
-    if kind.is_file() and _lines(kind) == ["retrieval"]:
+    if kind.is_file() and read_lines(kind) == ["retrieval"]:
         return TestSet(folder, limit=limit)
-    classes = _lines(folder / "classnames.txt")
-    templates = [t.replace("{c}", "{}") for t in _lines(folder / "zeroshot_classification_templates.txt")]
+    classes = read_lines(folder / "classnames.txt")
+    templates = [t.replace("{c}", "{}") for t in read_lines(folder / "zeroshot_classification_templates.txt")]
     if not classes or not templates:
         raise DataError(f"{folder}: no {'templates' if classes else 'class names'}")
     return TestSet(folder, tuple(classes), tuple(templates), limit)
@@ -179,15 +179,20 @@ def list_shards(folder: Path) -> list[Path]:
         DataError: it does not say how many it has.
     """
     file = folder / "test" / "nshards.txt"
-    text = " ".join(_lines(file))
+    text = " ".join(read_lines(file))
     if not text.isascii() or not text.isdigit():
         raise DataError(f"{file}: {text!r} is not a number of shards")
     return [folder / "test" / f"{i}.tar" for i in range(int(text))]
 
 
-def _lines(file: Path) -> list[str]:
+def read_lines(file: Path) -> list[str]:
+    """The lines of a UTF-8 file, stripped, without empty ones.
+
+    Raises:
+        DataError: it is missing, or not UTF-8.
+    """
     try:
-        return [line.strip() for line in file.read_text(encoding="utf-8").splitlines() if line.strip()]
+        return [line.strip() for line in file.read_text(encoding="utf-8-sig").splitlines() if line.strip()]
     except OSError as exc:
         raise DataError(f"{file}: cannot be read: {exc.strerror or exc}") from exc
     except UnicodeDecodeError as exc:

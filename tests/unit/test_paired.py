@@ -35,7 +35,7 @@ def test_a_loss_is_what_the_reference_alone_gets_right_less_what_the_candidate_a
 
 
 def test_the_published_example_is_met() -> None:
-    # 21 children, hyper-responsive after but not before: 7, the other way: 1; Fagerland et al. 2014, section on Tango.
+    # 21 children, hyper-responsive after but not before: 7, the other way: 1 (Fagerland et al. 2014).
     found = dropped(21, lost=1, won=7)
     assert (found.low_pt, found.high_pt) == pytest.approx((-51.7, -2.6), abs=0.05)
 
