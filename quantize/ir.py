@@ -28,7 +28,7 @@ def quantize_ir(
 
     Args:
         model: ONNX.
-        samples: inputs of the tower, uint8 [N, S, S, 3] or int32 [N, C], that activations are measured on; all are used.
+        samples: inputs of the tower, uint8 [N, S, S, 3] or int32 [N, C], to measure activations on; all are used.
         keep: names of layers.
         transformer: smooth outliers of activations into the weights before, as transformers need it; None: as the
             graph has attention or layer normalization.

@@ -17,10 +17,12 @@ import numpy as np
 
 from edgeclip.backends.ov_library import ov
 from edgeclip.quantize import ir_graph
+from edgeclip.quantize.ir_convolutions import compress_convolutions
 
 GROUP = 32
 """Weights that share a scale, at 4 bits."""
 SAMPLES_OF_CORRECTION = 64
+"""As many as 4-bit weights are corrected on."""
 
 
 def _nncf() -> Any:
@@ -42,9 +44,10 @@ def main(folder: Path) -> None:
     ir_graph.fold(model)
     made = _MAKERS[options["precision"]](model, options, _samples(folder))
     names = ir_graph.integer_layers(made, activations=options["precision"] == "w8a8")
+    ir_graph.halve(made)
     (folder / "quantized.json").write_text(json.dumps(names), "utf-8")
     xml = folder / f"{options['tower']}.xml"
-    ov.save_model(made, xml, compress_to_fp16=True)
+    ov.save_model(made, xml, compress_to_fp16=False)
     tidy(xml)
 
 
@@ -54,17 +57,17 @@ def _samples(folder: Path) -> Any:
     return np.load(file, allow_pickle=False) if file.is_file() else None
 
 
-def _dataset(samples: Any, count: int) -> Any:
-    return nncf.Dataset([sample[None] for sample in samples[:count]])
+def _dataset(samples: Any) -> Any:
+    return nncf.Dataset([sample[None] for sample in samples])
 
 
 def _w8a8(model: Any, options: dict[str, Any], samples: Any) -> Any:
-    """Weights int8, one scale a channel; activations uint8 with a zero point."""
+    """Weights int8, one scale a channel; activations uint8 with a zero point. The token table becomes int8 too."""
     left_out = ir_graph.scope_names(model, options["keep"], first=options["tower"] == "text")
     ranges = nncf.quantization.range_estimator.RangeEstimatorParametersSet
-    return nncf.quantize(
+    made = nncf.quantize(
         model,
-        _dataset(samples, len(samples)),
+        _dataset(samples),
         subset_size=len(samples),
         preset=nncf.QuantizationPreset.MIXED,
         target_device=nncf.TargetDevice.CPU,
@@ -73,6 +76,10 @@ def _w8a8(model: Any, options: dict[str, Any], samples: Any) -> Any:
         # The mean over samples of their extremes, which is the default, clips half of the samples.
         advanced_parameters=nncf.AdvancedQuantizationParameters(activations_range_estimator_params=ranges.HISTOGRAM),
     )
+    if options["tower"] == "image":
+        return made
+    tables = nncf.IgnoredScope(types=list(ir_graph.LAYERS), validate=False)
+    return nncf.compress_weights(made, mode=nncf.CompressWeightsMode.INT8_SYM, ignored_scope=tables)
 
 
 def _w8a16(model: Any, options: dict[str, Any], samples: Any) -> Any:
@@ -81,12 +88,12 @@ def _w8a16(model: Any, options: dict[str, Any], samples: Any) -> Any:
 
 
 def _w4a16(model: Any, options: dict[str, Any], samples: Any) -> Any:
-    """Weights int4, one scale a group; the token table too. With samples, GPTQ corrects the rounding of matrices."""
+    """Weights int4, one scale a group; the token table too. With samples, GPTQ corrects the rounding."""
     correction: dict[str, Any] = {}
     if samples is not None:
-        count = min(len(samples), SAMPLES_OF_CORRECTION)
-        correction = {"dataset": _dataset(samples, count), "subset_size": count, "gptq": True}
-    ir_graph.compress_convolutions(model, options["keep"], GROUP)
+        samples = samples[:SAMPLES_OF_CORRECTION]
+        correction = {"dataset": _dataset(samples), "subset_size": len(samples), "gptq": True}
+    compress_convolutions(model, options["keep"], GROUP, samples)
     ir_graph.turn_weights(model)
     fallback = nncf.GroupSizeFallbackMode.ADJUST
     return nncf.compress_weights(

@@ -7,7 +7,6 @@ from importlib import import_module
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from edgeclip.backends.ov_library import ov
 
@@ -16,6 +15,8 @@ _FRONT_END = "/WithoutBiases"
 """What OpenVINO's ONNX front end appends to the name of a layer whose bias it splits off."""
 _MOVES = ("Reshape", "Transpose", "Squeeze", "Unsqueeze", "Slice", "Gather", "Broadcast")
 """Operators that leave values as they are, and so keep them on their integer grid."""
+SMALL = 1 << 14
+"""Values of a constant below which its size does not matter."""
 _DECOMPRESSES = ("Convert", "Multiply", "Subtract", "Reshape", "Transpose", "FakeQuantize")
 """What may stand between a layer and the constant that its weights are stored in."""
 
@@ -28,6 +29,16 @@ def name_of(node: Any) -> str:
 def layers(model: Any) -> list[Any]:
     """The nodes that are layers, in graph order."""
     return [node for node in model.get_ordered_ops() if node.get_type_name() in LAYERS]
+
+
+def sees_input(model: Any) -> set[str]:
+    """Names of the nodes of layers that no other layer feeds, as the stem of an image tower."""
+    fed = _downstream(model)
+    return {
+        node.get_friendly_name()
+        for node in layers(model)
+        if not any(value.get_node().get_friendly_name() in fed for value in node.input_values())
+    }
 
 
 def fold(model: Any) -> None:
@@ -47,21 +58,15 @@ def scope_names(model: Any, keep: Iterable[str], *, first: bool) -> list[str]:
     Args:
         first: quantize layers that see the input itself, as the stem of an image tower.
     """
-    kept = set(keep)
-    before, after = _downstream(model), _upstream(model)
-    names = []
+    kept, before, after = set(keep), _downstream(model), _upstream(model)
+    unfed = set[str]() if first else sees_input(model)
+    names = {node.get_friendly_name() for node in layers(model) if name_of(node) in kept} | unfed
     for node in model.get_ordered_ops():
-        kind, name = node.get_type_name(), node.get_friendly_name()
-        if kind in ("Constant", "Parameter", "Result"):
-            continue
-        if kind in LAYERS:
-            fed = any(value.get_node().get_friendly_name() in before for value in node.input_values())
-            left_out = name_of(node) in kept or not (fed or first)
-        else:
-            left_out = name not in before or name not in after
-        if left_out:
-            names.append(name)
-    return names
+        is_operator = node.get_type_name() not in ("Constant", "Parameter", "Result")
+        name = node.get_friendly_name()
+        if is_operator and not (name in before and name in after):
+            names.add(name)
+    return sorted(names)
 
 
 def _downstream(model: Any) -> set[str]:
@@ -133,62 +138,19 @@ def _replace(node: Any, other: Any) -> None:
     node.output(0).replace(other.output(0))
 
 
-def compress_convolutions(model: Any, keep: Iterable[str], group: int) -> None:
-    """Store the weights of convolutions in 4 bits, which NNCF does for matrices alone.
+def halve(model: Any) -> None:
+    """Store large floating-point constants in fp16; saving does that of itself, but not beside integers.
 
-    Given: float32 [O, I, H, W]. Result: int4 [O, G, g] → ×scale [O, G, 1] → reshaped to [O, I, H, W].
-
-    Args:
-        group: weights that share a scale, at most; the largest divisor of I·H·W up to it is taken.
+    Those of a quantizer are small, and stay exact.
     """
-    kept = set(keep)
-    for node in layers(model):
-        weight = node.input_value(1).get_node()
-        if node.get_type_name() == "MatMul" or weight.get_type_name() != "Constant" or name_of(node) in kept:
+    for node in model.get_ordered_ops():
+        if node.get_type_name() != "Constant" or node.get_element_type() != ov.Type.f32:
             continue
-        node.input(1).replace_source_output(_decompressed(weight, group).output(0))
-
-
-def _decompressed(weight: Any, group: int) -> Any:
-    shape = list(weight.get_output_shape(0))
-    rows = np.asarray(weight.data, np.float32).reshape(shape[0], -1)
-    size = next(g for g in range(min(group, rows.shape[1]), 0, -1) if rows.shape[1] % g == 0)
-    levels, scale = to_int4(rows.reshape(shape[0], -1, size))
-    make = ov.opset13
-    tensor = ov.Tensor(_packed(levels), ov.Shape(levels.shape), ov.Type.i4)
-    stored = make.constant(tensor, shared_memory=False)
-    stored.set_friendly_name(weight.get_friendly_name())
-    scaled = make.multiply(make.convert(stored, "f16"), make.constant(scale))
-    return make.convert(make.reshape(scaled, make.constant(np.array(shape, np.int64)), False), "f32")
-
-
-def to_int4(groups: NDArray[np.float32]) -> tuple[NDArray[np.int8], NDArray[np.float16]]:
-    """Levels in [-8, 7] and scales of float32 [O, G, g], the scale of each group being the best of a few.
-
-    The largest weight lies at -8 or beyond it: to clip it a little may cost less than what the others gain.
-
-    Returns:
-        Levels int8 [O, G, g], scales float16 [O, G, 1], negative where the largest weight is positive.
-    """
-    at = np.abs(groups).argmax(-1, keepdims=True)
-    widest = np.take_along_axis(groups, at, -1) / -8
-    best = np.full(widest.shape, np.inf, np.float32)
-    levels = np.zeros(groups.shape, np.int8)
-    scales = np.ones(widest.shape, np.float16)
-    for share in np.linspace(1, 0.75, 11, dtype=np.float32):
-        scale = (widest * share).astype(np.float16)
-        scale[scale == 0] = 1
-        rounded = np.clip(np.rint(groups / scale.astype(np.float32)), -8, 7)
-        error = np.square(rounded * scale.astype(np.float32) - groups).sum(-1, keepdims=True)
-        better = error < best
-        best = np.where(better, error, best)
-        levels = np.where(better, rounded, levels).astype(np.int8)
-        scales = np.where(better, scale, scales)
-    return levels, scales
-
-
-def _packed(levels: NDArray[np.int8]) -> NDArray[np.uint8]:
-    """Two levels a byte, the first one in its lower half."""
-    flat = levels.reshape(-1).astype(np.uint8) & 15
-    flat = np.concatenate([flat, np.zeros(flat.size % 2, np.uint8)])
-    return (flat[::2] | flat[1::2] << 4).astype(np.uint8)
+        values = np.asarray(node.data)
+        if values.size < SMALL or np.abs(values).max() > np.finfo(np.float16).max:
+            continue
+        half = ov.opset13.constant(values.astype(np.float16))
+        half.set_friendly_name(node.get_friendly_name())
+        wide = ov.opset13.convert(half, "f32").output(0)
+        for user in list(node.output(0).get_target_inputs()):
+            user.replace_source_output(wide)

@@ -22,14 +22,14 @@ def quantize_ir_weights(
 ) -> Made:
     """Compress the weights of an fp32 tower, symmetrically: at 8 bits one scale a channel, at 4 bits one a group of 32.
 
-    The token table is compressed too. Biases, normalization and position embeddings are stored in fp16, as are the
-    layers in `keep`.
+    The token table is compressed too. Layers in `keep` and position embeddings are stored in fp16, biases and
+    normalization in fp32.
 
     Args:
         model: ONNX.
         keep: names of layers that stay in floating point.
-        samples: inputs of the tower, uint8 [N, S, S, 3] or int32 [N, C]. At 4 bits the rounding of matrices is
-            corrected on the first 64 of them; at 8 bits nothing needs them.
+        samples: inputs of the tower, uint8 [N, S, S, 3] or int32 [N, C]. At 4 bits the rounding is
+            corrected on the first 64 of them, which takes minutes; at 8 bits nothing needs them.
 
     Raises:
         UsageError: samples of another tower or none in the array, or a name in `keep` that no layer has.
