@@ -65,7 +65,7 @@ def tar(path: Path, count: int, *, first: int = 0) -> Path:
         if i % 3 == 2:
             members[f"{i:04d}.txt"] = f"text {i}\n\nagain {i}\n".encode()
         else:
-            said = {"captions": [f"caption {i}"]} if i % 3 else {"label": i, "names": [f"name {i}", "other"]}
+            said = {"captions": [f"caption {i}"]} if i % 3 else {"label": i, "names": [f"name {i}", f"other {i}"]}
             members[f"{i:04d}.json"] = json.dumps(said).encode()
     return training.shard(path, members)
 

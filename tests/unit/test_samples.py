@@ -72,7 +72,7 @@ def test_a_folder_of_test_sets_is_all_of_them(tmp_path: Path) -> None:
 def test_a_shard_gives_captions_names_and_texts(tmp_path: Path, name: str) -> None:
     found = read_all(find_samples(pictures.tar(tmp_path / name, 3)))
     assert [s.image for s in found] == [pictures.encoded(i) for i in range(3)]
-    assert [s.names for s in found] == [("name 0", "other"), (), ()]
+    assert [s.names for s in found] == [("name 0", "other 0"), (), ()]
     assert [s.captions for s in found] == [(), ("caption 1",), ("text 2", "again 2")]
 
 
