@@ -75,7 +75,7 @@ def to_int8(rows: Array) -> Int8:
     floats = _unit(rows)
     _check_int8(floats.shape[1])
     levels = np.rint(floats / np.float32(scale(floats.shape[1])))
-    return np.clip(levels, -LEVELS, LEVELS).astype(np.int8)
+    return np.asarray(np.clip(levels, -LEVELS, LEVELS), np.int8)
 
 
 def from_int8(rows: Array) -> Embeddings:
@@ -173,7 +173,7 @@ def _score_floating(a: Array, b: Array) -> Array:
 
 def _score_int8(a: Array, b: Array) -> Array:
     """Integer dot products. Added up in floating point, which is fast, with room for every digit."""
-    wide = np.float32 if a.shape[1] <= _EXACT_IN_FLOAT32 else np.float64
+    wide: type[np.floating[Any]] = np.float32 if a.shape[1] <= _EXACT_IN_FLOAT32 else np.float64
     return np.asarray(a.astype(wide) @ b.astype(wide).T, np.int32)
 
 

@@ -7,8 +7,9 @@ import numpy as np
 import pytest
 
 from edgeclip import manifest
+from edgeclip.cli import embed
 from edgeclip.errors import BundleFormatError, NonFiniteError, UsageError
-from edgeclip.form import choose_form, truncated
+from edgeclip.form import DTYPES, choose_form, truncated
 from edgeclip.manifest import ModelSpec
 from edgeclip.quantized import Dtype, scale, to_binary, to_int8
 from tests import bundles
@@ -64,6 +65,10 @@ def test_other_dimensions_are_refused_with_those_that_are_meant() -> None:
 def test_an_unknown_dtype_is_refused_with_those_that_are_known() -> None:
     with pytest.raises(UsageError, match=r"no dtype 'uint8' \(one of: float32, float16, int8, binary\)"):
         choose_form(SPEC, "uint8")  # type: ignore[arg-type]
+
+
+def test_the_command_line_knows_every_dtype() -> None:
+    assert embed.DTYPES == DTYPES
 
 
 def test_binary_needs_whole_bytes() -> None:
