@@ -83,14 +83,13 @@ def _measure(model: bytes, name: str, samples: Array, threads: int) -> Ranges:
             plain.write_bytes(model)
             calibrater = MinMaxCalibrater(plain, OPS, str(observed))
             calibrater.augment_graph()
-            calibrater.infer_session = ort.InferenceSession(observed, options, providers=["CPUExecutionProvider"])
+            session = ort.InferenceSession(observed, options, providers=["CPUExecutionProvider"])
+            calibrater.infer_session = _Watched(session)
             for batch in _batches(samples):
                 calibrater.collect_data(_Once({name: batch}))
-            ranges = calibrater.compute_data()
+            return calibrater.compute_data()
     except OSError as exc:
         raise ResourceError(f"calibrating: no temporary copy of the model: {exc.strerror or exc}") from exc
-    _check_ranges(ranges)
-    return ranges
 
 
 def _batches(samples: Array) -> Iterator[Array]:
@@ -109,7 +108,17 @@ class _Once:
         return feeds
 
 
-def _check_ranges(ranges: Ranges) -> None:
-    bad = [name for name, data in ranges.items() if not np.isfinite(data.range_value).all()]
-    if bad:
-        raise NonFiniteError(f"NaN or infinity in the activations {layers.shown(sorted(bad))}")
+class _Watched:
+    """A session whose outputs must be finite. What merges them would pass over NaN."""
+
+    def __init__(self, session: Any) -> None:
+        self._session = session
+        self.get_outputs = session.get_outputs
+
+    def run(self, names: None, feeds: dict[str, Array]) -> list[Array]:
+        outputs: list[Array] = self._session.run(names, feeds)
+        known = [output.name.removesuffix("_ReduceMin").removesuffix("_ReduceMax") for output in self.get_outputs()]
+        bad = {name for name, values in zip(known, outputs, strict=True) if not np.isfinite(values).all()}
+        if bad:
+            raise NonFiniteError(f"NaN or infinity in the activations {layers.shown(sorted(bad))}")
+        return outputs

@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from edgeclip.errors import ExportError
 from edgeclip.quantize import graphs, layers
 from edgeclip.quantize.graphs import Array
 
@@ -35,8 +36,8 @@ class Finding:
     node: str
     """Name of the node; of the graph's input for an axis; empty for what concerns the whole file."""
     rule: str
-    """One of: `opset`, `dynamic-axis`, `operator`, `attention`, `antialias`, `scale`, `zero-point`, `integer-bias`,
-    `weight-axis`, `integer-input`, `mixed-types`."""
+    """One of: `opset`, `dynamic-axis`, `types`, `operator`, `attention`, `antialias`, `scale`, `zero-point`,
+    `integer-bias`, `weight-axis`, `integer-input`, `mixed-types`."""
     advice: str
     """What is wrong, and what to do."""
 
@@ -45,11 +46,11 @@ def lint(model: bytes) -> list[Finding]:
     """Everything in an ONNX model that TensorRT would refuse, in graph order; empty for a file that is fine.
 
     Raises:
-        ExportError: not an ONNX model, or its types contradict each other.
+        ExportError: not an ONNX model.
         TargetUnavailableError: `onnx` is missing.
     """
     context = _Context(graphs.parse(model))
-    found = [*_opsets(context), *_axes(context)]
+    found = [*_opsets(context), *_axes(context), *_inference(context)]
     for node in context.graph.node:
         for rule in _RULES:
             found += [Finding(node.name, name, advice) for name, advice in rule(context, node)]
@@ -62,12 +63,9 @@ class _Context:
     def __init__(self, model: Any) -> None:
         self.model = model
         self.graph = model.graph
-        self._tensors = dict(graphs.tensors(model.graph))
-
-    @cached_property
-    def types(self) -> dict[str, int]:
+        self.types: dict[str, int] = {}
         """Element types by name."""
-        return graphs.element_types(self.model)
+        self._tensors = dict(graphs.tensors(model.graph))
 
     @cached_property
     def made_by(self) -> dict[str, Any]:
@@ -102,6 +100,14 @@ def _axes(context: _Context) -> Iterator[Finding]:
             if not dim.dim_value and dim.dim_param not in DYNAMIC_AXES:
                 shown = f"axis {i} ({dim.dim_param or 'without a name'}) is dynamic"
                 yield Finding(value.name, "dynamic-axis", f"{shown}: only batch and context may be")
+
+
+def _inference(context: _Context) -> Iterator[Finding]:
+    """Types that cannot be told; the rules that need them find nothing then."""
+    try:
+        context.types = graphs.element_types(context.model)
+    except ExportError as exc:
+        yield Finding("", "types", exc.message)
 
 
 def _operators(context: _Context, node: Any) -> Broken:
@@ -165,7 +171,7 @@ def _integer_inputs(context: _Context, node: Any) -> Broken:
     """8-bit integers are quantized values to TensorRT, and nothing but a conversion may take them."""
     for name in node.input:
         kind = context.type_name(name)
-        if kind == "uint8" and node.op_type not in ("Cast", *_CONVERSIONS):
+        if kind == "uint8" and node.op_type not in ("Cast", "Shape", *_CONVERSIONS):
             yield "integer-input", f"{node.op_type} of the uint8 {name}: cast it to float first"
         elif kind == "int8" and node.op_type not in _CONVERSIONS:
             yield "integer-input", f"{node.op_type} of the int8 {name}: put DequantizeLinear in between"

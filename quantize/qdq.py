@@ -84,7 +84,7 @@ def _float_first(graph: Any) -> None:
     for i, (transpose, cast) in enumerate(itertools.pairwise(nodes)):
         pixels, middle, end = transpose.input[:1], transpose.output[:1], cast.output[:1]
         in_line = (transpose.op_type, cast.op_type) == ("Transpose", "Cast") and cast.input[:1] == middle
-        if in_line and pixels[0] == graph.input[0].name and readers[pixels[0]] == readers[middle[0]] == 1:
+        if in_line and pixels[0] == graph.input[0].name and readers[middle[0]] == 1:
             cast.input[:], cast.output[:] = pixels, middle
             transpose.input[:], transpose.output[:] = middle, end
             nodes[i : i + 2] = cast, transpose

@@ -25,19 +25,19 @@ def widen(model: bytes) -> bytes:
     import onnx
 
     parsed = graphs.parse(model)
-    half = onnx.TensorProto.FLOAT16
-    casts = [node for node in parsed.graph.node if node.op_type == "Cast"]
-    if not any(t.data_type == half for t in _tensors(parsed.graph)) and not any(_to(c).i == half for c in casts):
+    half, single = onnx.TensorProto.FLOAT16, onnx.TensorProto.FLOAT
+    graph = parsed.graph
+    values = [value.type.tensor_type for value in (*graph.input, *graph.output, *graph.value_info)]
+    tensors = [tensor for tensor in _tensors(graph) if tensor.data_type == half]
+    casts = [_to(node) for node in graph.node if node.op_type == "Cast" and _to(node).i == half]
+    if not tensors and not casts and all(value.elem_type != half for value in values):
         return model
-    for tensor in _tensors(parsed.graph):
-        if tensor.data_type == half:
-            _widen_tensor(tensor)
-    for cast in casts:
-        if _to(cast).i == half:
-            _to(cast).i = onnx.TensorProto.FLOAT
-    for value in (*parsed.graph.input, *parsed.graph.output, *parsed.graph.value_info):
-        if value.type.tensor_type.elem_type == half:
-            value.type.tensor_type.elem_type = onnx.TensorProto.FLOAT
+    for tensor in tensors:
+        _widen_tensor(tensor)
+    for target in casts:
+        target.i = single
+    for value in values:
+        value.elem_type = single if value.elem_type == half else value.elem_type
     if parsed.ByteSize() >= PROTOBUF_LIMIT:
         raise ExportError(f"in fp32 the model has {parsed.ByteSize()} bytes, more than an ONNX file can hold")
     _drop_idle_casts(parsed)
