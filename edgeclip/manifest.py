@@ -174,11 +174,19 @@ class Budget(Struct, frozen=True):
     """`top1`, `text_to_image_r1`, or `agreement` with fp32 where there are no labels."""
     n: PositiveInt
     """Samples of the evaluation set."""
-    max_drop_pt: Annotated[float, Meta(ge=0, le=100)]
-    reference: float
-    """fp32's score, in [0, 1]."""
-    steps: Annotated[tuple[Step, ...], Meta(min_length=1, max_length=64)]
-    """Candidates in the order tried; the last is what the bundle holds."""
+    max_drop_pt: Annotated[float, Meta(ge=0, le=100)] | None
+    """What was allowed; None where the loss was only measured."""
+    reference: Annotated[float, Meta(ge=0, le=1)]
+    """fp32's score."""
+    drop_pt: float
+    """Percentage points that the artifact loses."""
+    low_pt: float
+    high_pt: float
+    """The two-sided 95 % interval of the loss."""
+    kept: Annotated[int, Meta(ge=0, le=1 << 16)]
+    """Layers left in floating point."""
+    steps: Annotated[tuple[Step, ...], Meta(max_length=64)] = ()
+    """Candidates in the order tried."""
 
 
 class Quantization(Struct, frozen=True):

@@ -47,14 +47,9 @@ def quantize_bundle(
     outcomes = [made[job] for job in jobs]
     if good := publishable(outcomes, keep_going=keep_going, allow_below_gate=allow_below_gate):
         progress("bundle")
-        files = {o.artifact: o.files for o in good if o.artifact}
-        add_artifacts(
-            bundle,
-            list(files),
-            {k: v for part in files.values() for k, v in part.items()},
-            output=output,
-            replace=force,
-        )
+        files = {name: data for outcome in good for name, data in outcome.files.items()}
+        artifacts = [outcome.artifact for outcome in good if outcome.artifact]
+        add_artifacts(bundle, artifacts, files, output=output, replace=force)
     return outcomes
 
 
