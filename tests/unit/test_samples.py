@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
 
 import pytest
@@ -123,6 +124,20 @@ def test_nothing_there_says_what_was_expected(tmp_path: Path) -> None:
     (tmp_path / "model.onnx").write_bytes(b"")
     with pytest.raises(UsageError, match=r"model\.onnx: neither a table, nor a tar, nor a picture by its name"):
         find_samples(tmp_path / "model.onnx")
+
+
+def test_a_name_that_no_file_can_have_is_that_of_a_missing_one(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="nnn: no such file or folder"):
+        find_samples(tmp_path / ("n" * 5000))
+
+
+def test_a_table_may_name_what_no_file_can_be_called(tmp_path: Path) -> None:
+    (tmp_path / "t.csv").write_text("image,caption\na\0.png,x\n")
+    if sys.version_info < (3, 11):
+        with pytest.raises(DataError, match=r"t\.csv: not a table: line contains NUL"):
+            find_samples(tmp_path / "t.csv")
+    else:
+        assert find_samples(tmp_path / "t.csv").state()[1][1:] == (-1, -1)
 
 
 def test_a_shard_without_pictures_is_an_error(tmp_path: Path) -> None:
