@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from edgeclip import errors as errors
+    from edgeclip import quantized as quantized
     from edgeclip import templates as templates
     from edgeclip.bundle import Bundle as Bundle
     from edgeclip.errors import EdgeClipError as EdgeClipError
@@ -19,7 +20,7 @@ if TYPE_CHECKING:
     from edgeclip.zeroshot import Prediction as Prediction
 
 __version__ = "0.1.0"
-__all__ = ["Bundle", "Classifier", "EdgeClipError", "Model", "Prediction", "errors", "load", "templates"]
+__all__ = ["Bundle", "Classifier", "EdgeClipError", "Model", "Prediction", "errors", "load", "quantized", "templates"]
 
 _HOMES = {
     "Bundle": "bundle",

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -230,7 +230,19 @@ def write_bundle(path: str | Path, manifest: Manifest, files: Mapping[str, bytes
 
 
 def add_artifact(bundle: Bundle, artifact: Artifact, files: Mapping[str, bytes], *, replace: bool = False) -> Bundle:
-    """Add an artifact to the bundle at `bundle.path`, which is rewritten whole.
+    """Add one artifact to the bundle at `bundle.path`. See `add_artifacts`."""
+    return add_artifacts(bundle, [artifact], files, replace=replace)
+
+
+def add_artifacts(
+    bundle: Bundle,
+    artifacts: Sequence[Artifact],
+    files: Mapping[str, bytes],
+    *,
+    output: Path | None = None,
+    replace: bool = False,
+) -> Bundle:
+    """Add artifacts to the bundle at `bundle.path`, which is rewritten whole, or write it with them to `output`.
 
     It is opened anew under the lock, so that what another export has added meanwhile stays. Its other files are
     verified on the way.
@@ -238,18 +250,19 @@ def add_artifact(bundle: Bundle, artifact: Artifact, files: Mapping[str, bytes],
     Raises:
         ExportExistsError: the bundle has this tower, target and precision, and `replace` is false; or a file of that
             name that belongs to something else.
-        UsageError: `files` are not the artifact's files.
+        UsageError: `files` are not the artifacts' files.
         And as `write_bundle` and `Bundle.read`.
     """
-    if set(files) != set(artifact.files):
-        raise UsageError(f"the artifact names the files {_listing(artifact.files)}, but {_listing(files)} are given")
+    named = {name for artifact in artifacts for name in artifact.files}
+    if set(files) != named:
+        raise UsageError(f"the artifact names the files {_listing(named)}, but {_listing(files)} are given")
     with publish.lock(bundle.path):
         bundle = Bundle.open(bundle.path)
-        kept, entries = _without(bundle, artifact, replace=replace)
+        kept, entries = _without(bundle, artifacts, replace=replace)
         if taken := {entry.path for entry in entries} & set(files):
             raise ExportExistsError(f"{bundle.path}: {_listing(taken)} belongs to something else in the bundle")
-        changed = msgspec.structs.replace(bundle.manifest, artifacts=tuple(sorted([*kept, artifact], key=_key)))
-        return _rewrite(bundle, changed, entries, files)
+        changed = msgspec.structs.replace(bundle.manifest, artifacts=tuple(sorted([*kept, *artifacts], key=_key)))
+        return _rewrite(bundle, changed, entries, files, output or bundle.path)
 
 
 def put_file(bundle: Bundle, name: str, content: bytes) -> Bundle:
@@ -266,10 +279,12 @@ def put_file(bundle: Bundle, name: str, content: bytes) -> Bundle:
         kept = [entry for entry in bundle.manifest.files if entry.path != name]
         if len(kept) < len(bundle.manifest.files) and name not in bundle.loose_files():
             raise UsageError(f"{bundle.path}: {name!r} belongs to the model")
-        return _rewrite(bundle, bundle.manifest, kept, {name: content})
+        return _rewrite(bundle, bundle.manifest, kept, {name: content}, bundle.path)
 
 
-def _rewrite(bundle: Bundle, changed: Manifest, kept: Iterable[FileEntry], new: Mapping[str, bytes]) -> Bundle:
+def _rewrite(
+    bundle: Bundle, changed: Manifest, kept: Iterable[FileEntry], new: Mapping[str, bytes], path: Path
+) -> Bundle:
     """Write the bundle anew with the manifest's changes, the files that are kept, and new ones."""
     entries = list(kept)
     contents: dict[str, Iterable[bytes]] = {entry.path: bundle.pieces(entry) for entry in entries}
@@ -277,14 +292,15 @@ def _rewrite(bundle: Bundle, changed: Manifest, kept: Iterable[FileEntry], new: 
         entries.append(pieces.describe(name, content))
         contents[name] = pieces.copied(content, entries[-1])
     changed = msgspec.structs.replace(changed, files=tuple(sorted(entries, key=lambda entry: entry.path)))
-    return _write(bundle.path, changed, contents, replace=True)
+    return _write(path, changed, contents, replace=True)
 
 
-def _without(bundle: Bundle, artifact: Artifact, *, replace: bool) -> tuple[list[Artifact], list[FileEntry]]:
-    """The artifacts and files that stay when `artifact` is put in."""
-    old = [other for other in bundle.manifest.artifacts if _key(other) == _key(artifact)]
+def _without(bundle: Bundle, artifacts: Sequence[Artifact], *, replace: bool) -> tuple[list[Artifact], list[FileEntry]]:
+    """The artifacts and files that stay when others are put in."""
+    keys = {_key(artifact) for artifact in artifacts}
+    old = [other for other in bundle.manifest.artifacts if _key(other) in keys]
     if old and not replace:
-        name = " ".join(_key(artifact))
+        name = " ".join(_key(old[0]))
         raise ExportExistsError(f"{bundle.path}: already has the artifact {name}", hint="replace it with --force")
     kept = [other for other in bundle.manifest.artifacts if other not in old]
     gone = {name for other in old for name in other.files} - {name for other in kept for name in other.files}

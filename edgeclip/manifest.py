@@ -91,6 +91,12 @@ class ModelSpec(Struct, frozen=True):
     text_architecture: Name
     random_weights: bool = False
     """The weights were never trained: the embeddings mean nothing."""
+    matryoshka: Annotated[tuple[PositiveInt, ...], Meta(max_length=64)] = ()
+    """Numbers of first coordinates that make an embedding of their own, normalised again; ascending."""
+
+    def __post_init__(self) -> None:
+        if list(dims := (*self.matryoshka, self.embed_dim)) != sorted(set(dims)):
+            raise ValueError(f"matryoshka must ascend below embed_dim {self.embed_dim}, got {list(self.matryoshka)}")
 
 
 class TensorSpec(Struct, frozen=True):
@@ -168,11 +174,19 @@ class Budget(Struct, frozen=True):
     """`top1`, `text_to_image_r1`, or `agreement` with fp32 where there are no labels."""
     n: PositiveInt
     """Samples of the evaluation set."""
-    max_drop_pt: Annotated[float, Meta(ge=0, le=100)]
-    reference: float
-    """fp32's score, in [0, 1]."""
-    steps: Annotated[tuple[Step, ...], Meta(min_length=1, max_length=64)]
-    """Candidates in the order tried; the last is what the bundle holds."""
+    max_drop_pt: Annotated[float, Meta(ge=0, le=100)] | None
+    """What was allowed; None where the loss was only measured."""
+    reference: Annotated[float, Meta(ge=0, le=1)]
+    """fp32's score."""
+    drop_pt: float
+    """Percentage points that the artifact loses."""
+    low_pt: float
+    high_pt: float
+    """The two-sided 95 % interval of the loss."""
+    kept: Annotated[int, Meta(ge=0, le=1 << 16)]
+    """Layers left in floating point."""
+    steps: Annotated[tuple[Step, ...], Meta(max_length=64)] = ()
+    """Candidates in the order tried."""
 
 
 class Quantization(Struct, frozen=True):

@@ -11,13 +11,15 @@ from typing import TYPE_CHECKING, Any, Literal, overload
 import numpy as np
 
 from edgeclip import cache as disk
-from edgeclip import inflight, zeroshot
+from edgeclip import inflight, quantized, zeroshot
 from edgeclip import templates as named
 from edgeclip.backends.base import Array, Embeddings, Session
 from edgeclip.bundle import Bundle
 from edgeclip.errors import ForkedModelError, ModelClosedError, NonFiniteError, UsageError
+from edgeclip.form import Form, choose_form
 from edgeclip.manifest import Compute, Precision, Tower
 from edgeclip.pixels import PixelBatch, Skipped, batches
+from edgeclip.quantized import Dtype
 from edgeclip.request import Request
 from edgeclip.textcache import TextCache, key
 from edgeclip.tokenizer import Tokenizer
@@ -26,6 +28,7 @@ if TYPE_CHECKING:
     from edgeclip.preprocess import Image
 
 BATCH_SIZE = 32
+_WHO_IS_AT_FAULT = "`edgeclip verify` tells whether the artifact or the device is at fault"
 
 
 @dataclass(frozen=True)
@@ -76,8 +79,8 @@ class EmbeddedBatch:
 
     indices: list[int]
     """Positions in the input of the rows of `embeddings`."""
-    embeddings: Embeddings
-    """[B, D] float32, L2-normalised."""
+    embeddings: Array
+    """[B, D] float32, L2-normalised; or of the dtype and dimensions that were asked for."""
     skipped: list[Skipped]
 
 
@@ -106,13 +109,36 @@ class Model:
 
     @overload
     def encode_image(
-        self, images: Image | Iterable[Image], *, batch_size: int = ..., on_error: Literal["raise"] = ...
+        self,
+        images: Image | Iterable[Image],
+        *,
+        batch_size: int = ...,
+        on_error: Literal["raise"] = ...,
+        dtype: Literal["float32"] = ...,
+        dim: int | None = ...,
     ) -> Embeddings: ...
 
     @overload
     def encode_image(
-        self, images: Image | Iterable[Image], *, batch_size: int = ..., on_error: Literal["skip"]
-    ) -> tuple[Embeddings, list[Skipped]]: ...
+        self,
+        images: Image | Iterable[Image],
+        *,
+        batch_size: int = ...,
+        on_error: Literal["raise"] = ...,
+        dtype: Dtype,
+        dim: int | None = ...,
+    ) -> Array: ...
+
+    @overload
+    def encode_image(
+        self,
+        images: Image | Iterable[Image],
+        *,
+        batch_size: int = ...,
+        on_error: Literal["skip"],
+        dtype: Dtype = ...,
+        dim: int | None = ...,
+    ) -> tuple[Array, list[Skipped]]: ...
 
     def encode_image(
         self,
@@ -120,7 +146,9 @@ class Model:
         *,
         batch_size: int = BATCH_SIZE,
         on_error: Literal["raise", "skip"] = "raise",
-    ) -> Embeddings | tuple[Embeddings, list[Skipped]]:
+        dtype: Dtype = "float32",
+        dim: int | None = None,
+    ) -> Array | tuple[Array, list[Skipped]]:
         """Embed images. Returns [N, D] float32, each row L2-normalised, in the order given; [0, D] for none.
 
         Args:
@@ -128,16 +156,19 @@ class Model:
                 [0, 255], or float in [0, 1]; [N, H, W, 3] counts as N images).
             batch_size: images per run of the engine; decoding the next batch overlaps with it.
             on_error: `skip` leaves out images that cannot be read and returns (embeddings, skipped).
+            dtype: `float16`, `int8` [N, D], or `binary`, which is uint8 [N, D / 8]: see `edgeclip.quantized`.
+            dim: only the first coordinates, normalised again; a number that the model was trained for.
 
         Raises:
             ImageDecodeError, ImageTooLargeError, InputShapeError: naming the image's position and source.
+            UsageError: the model cannot give this dtype or number of dimensions.
         """
-        rows: list[Embeddings] = []
+        rows: list[Array] = []
         skipped: list[Skipped] = []
-        for batch in self.stream_image(images, batch_size=batch_size, on_error=on_error):
+        for batch in self.stream_image(images, batch_size=batch_size, on_error=on_error, dtype=dtype, dim=dim):
             rows.append(batch.embeddings)
             skipped += batch.skipped
-        embeddings = np.concatenate(rows) if rows else self._none()
+        embeddings = np.concatenate(rows) if rows else self._form(dtype, dim).none()
         return (embeddings, skipped) if on_error == "skip" else embeddings
 
     def stream_image(
@@ -146,18 +177,52 @@ class Model:
         *,
         batch_size: int = BATCH_SIZE,
         on_error: Literal["raise", "skip"] = "raise",
+        dtype: Dtype = "float32",
+        dim: int | None = None,
     ) -> Iterator[EmbeddedBatch]:
         """As `encode_image`, batch by batch; memory stays flat however long the input is."""
         _check_batch_size(batch_size)
         if on_error not in ("raise", "skip"):
             raise UsageError(f"on_error must be 'raise' or 'skip', got {on_error!r}")
+        form = self._form(dtype, dim)
         self._session("image")
         for batch in batches(images, self.bundle.manifest.preprocess, batch_size, on_error):
-            yield self._embed(batch)
+            yield self._embed(batch, form)
+
+    @overload
+    def encode_text(
+        self,
+        texts: str | Iterable[str],
+        *,
+        batch_size: int = ...,
+        cache: bool = ...,
+        allow_special: bool = ...,
+        dtype: Literal["float32"] = ...,
+        dim: int | None = ...,
+    ) -> Embeddings: ...
+
+    @overload
+    def encode_text(
+        self,
+        texts: str | Iterable[str],
+        *,
+        batch_size: int = ...,
+        cache: bool = ...,
+        allow_special: bool = ...,
+        dtype: Dtype,
+        dim: int | None = ...,
+    ) -> Array: ...
 
     def encode_text(
-        self, texts: str | Iterable[str], *, batch_size: int = 256, cache: bool = False, allow_special: bool = True
-    ) -> Embeddings:
+        self,
+        texts: str | Iterable[str],
+        *,
+        batch_size: int = 256,
+        cache: bool = False,
+        allow_special: bool = True,
+        dtype: Dtype = "float32",
+        dim: int | None = None,
+    ) -> Array:
         """Embed texts. Returns [N, D] float32, each row L2-normalised, in the order given; [0, D] for none.
 
         Texts longer than the context are cut; the end-of-text token stays.
@@ -165,16 +230,19 @@ class Model:
         Args:
             cache: look in, and add to, the embeddings kept on disk.
             allow_special: read `<|endoftext|>` in a text as the token, as the reference tokenizer does.
+            dtype, dim: as in `encode_image`.
 
         Raises:
             TextInputError: naming the text's position.
+            UsageError: the model cannot give this dtype or number of dimensions.
         """
         session = self._session("text")
         _check_batch_size(batch_size)
+        form = self._form(dtype, dim)
         ids = self.tokenize([texts] if isinstance(texts, str) else list(texts), allow_special=allow_special)
         if cache and self._text_cache is not None:
-            return self._encode_cached(session, ids, batch_size, self._text_cache)
-        return self._encode_ids(session, ids, batch_size)
+            return form.apply(self._encode_cached(session, ids, batch_size, self._text_cache))
+        return form.apply(self._encode_ids(session, ids, batch_size))
 
     def encode_pixels(self, pixels: Array) -> Embeddings:
         """Embed pixels that are preprocessed already, uint8 [N, S, S, 3]. Returns [N, D] float32, L2-normalised."""
@@ -196,9 +264,12 @@ class Model:
             raise UsageError("the text tower is not loaded", hint="load it with tower='text' or tower=None")
         return self._tokenizer(texts, allow_special=allow_special)
 
-    def similarity(self, images: Embeddings, texts: Embeddings) -> Embeddings:
-        """exp(t)-scaled cosines of embeddings [N, D] and [M, D]. Returns [N, M] float32."""
-        return np.asarray(self.info.logit_scale * (images @ texts.T), np.float32)
+    def similarity(self, images: Array, texts: Array) -> Embeddings:
+        """exp(t)-scaled cosines of embeddings [N, D] and [M, D] of one dtype. Returns [N, M] float32.
+
+        Of binary embeddings the cosine is an estimate: see `edgeclip.quantized.similarity`, which it raises as.
+        """
+        return np.asarray(self.info.logit_scale * quantized.similarity(images, texts), np.float32)
 
     def classifier(self, labels: Sequence[str], templates: Sequence[str] = named.photo) -> zeroshot.Classifier:
         """A zero-shot classifier. Its prompts' embeddings come from the cache on disk where they are known.
@@ -250,14 +321,23 @@ class Model:
             raise NonFiniteError(
                 f"the {tower} tower returned NaN or infinity ({self.info.artifacts[tower]}, {self.info.backend}, "
                 f"{self.info.compute})",
-                hint="`edgeclip verify` tells whether the artifact or the device is at fault",
+                hint=_WHO_IS_AT_FAULT,
+            )
+        if not embeddings.any(axis=1).all():
+            raise NonFiniteError(
+                f"the {tower} tower returned a row of zeros, which points nowhere ({self.info.artifacts[tower]}, "
+                f"{self.info.backend}, {self.info.compute})",
+                hint=_WHO_IS_AT_FAULT,
             )
         return embeddings
 
-    def _embed(self, batch: PixelBatch) -> EmbeddedBatch:
+    def _form(self, dtype: Dtype, dim: int | None) -> Form:
+        return choose_form(self.bundle.manifest.model, dtype, dim)
+
+    def _embed(self, batch: PixelBatch, form: Form) -> EmbeddedBatch:
         session = self._session("image")
         rows = self._run(session, "image", batch.pixels) if batch.indices else self._none()
-        return EmbeddedBatch(batch.indices, rows, batch.skipped)
+        return EmbeddedBatch(batch.indices, form.apply(rows), batch.skipped)
 
     def _encode_ids(self, session: Session, ids: Array, batch_size: int) -> Embeddings:
         """Short texts first, so that a batch is cut to the length of its longest text."""

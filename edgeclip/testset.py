@@ -7,12 +7,10 @@ NAME/dataset_type.txt                `retrieval`, where there are captions
 
 from __future__ import annotations
 
-import tarfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,6 +18,7 @@ from numpy.typing import NDArray
 from edgeclip.errors import DataError, UsageError
 from edgeclip.manifest import Preprocess
 from edgeclip.preprocess import preprocess
+from edgeclip.tars import count_tar, read_tar
 
 IMAGE_SUFFIXES = ("jpg", "jpeg", "png", "webp", "bmp", "gif")
 
@@ -70,8 +69,8 @@ class TestSet:
         yield from map(self._sample, files)
 
     def _files(self) -> Iterator[dict[str, bytes]]:
-        for i in range(_shards(self.folder)):
-            yield from _read_tar(self.folder / "test" / f"{i}.tar")
+        for tar in list_shards(self.folder):
+            yield from read_tar(tar)
 
     def _sample(self, files: dict[str, bytes]) -> Sample:
         key = f"{self.name}/{files[''].decode()}"
@@ -133,10 +132,10 @@ def open_test_set(folder: Path, *, limit: int = 0) -> TestSet:
         DataError: its names or templates are missing.
     """
     kind = folder / "dataset_type.txt"
-    if kind.is_file() and _lines(kind) == ["retrieval"]:
+    if kind.is_file() and read_lines(kind) == ["retrieval"]:
         return TestSet(folder, limit=limit)
-    classes = _lines(folder / "classnames.txt")
-    templates = [t.replace("{c}", "{}") for t in _lines(folder / "zeroshot_classification_templates.txt")]
+    classes = read_lines(folder / "classnames.txt")
+    templates = [t.replace("{c}", "{}") for t in read_lines(folder / "zeroshot_classification_templates.txt")]
     if not classes or not templates:
         raise DataError(f"{folder}: no {'templates' if classes else 'class names'}")
     return TestSet(folder, tuple(classes), tuple(templates), limit)
@@ -169,93 +168,31 @@ def count_samples(folder: Path, limit: int = 0) -> int:
     Raises:
         DataError: a shard is missing or damaged.
     """
-    total = 0
-    for i in range(_shards(folder)):
-        with _opened(folder / "test" / f"{i}.tar") as tar:
-            total += len({_split(member.name)[0] for member in _members(tar) if member.isfile()})
+    total = sum(count_tar(tar) for tar in list_shards(folder))
     return min(total, limit) if limit else total
 
 
-def _shards(folder: Path) -> int:
-    file = folder / "test" / "nshards.txt"
-    text = " ".join(_lines(file))
-    if not text.isascii() or not text.isdigit():
-        raise DataError(f"{file}: {text!r} is not a number of shards")
-    return int(text)
-
-
-def _read_tar(path: Path) -> Iterator[dict[str, bytes]]:
-    """The files of each sample by suffix; under the empty suffix its key. A sample's files lie side by side."""
-    key, files = "", dict[str, bytes]()
-    with _opened(path) as tar:
-        for member in _members(tar):
-            if not member.isfile():
-                continue
-            found, suffix = _split(member.name)
-            if files and found != key:
-                yield files
-                files = {}
-            key = found
-            files[""] = key.encode(errors="replace")
-            files[suffix] = _content(tar, member, path)
-    if files:
-        yield files
-
-
-def _opened(path: Path) -> tarfile.TarFile:
-    try:
-        return tarfile.open(path, "r:")
-    except (OSError, tarfile.TarError) as exc:
-        reason = exc.strerror if isinstance(exc, OSError) and exc.strerror else exc
-        raise DataError(f"{path}: cannot be read: {reason}") from exc
-
-
-def _members(tar: tarfile.TarFile) -> Iterator[tarfile.TarInfo]:
-    """The members in order, none of them kept.
+def list_shards(folder: Path) -> list[Path]:
+    """The tars of a test set, in order, whether they are there or not.
 
     Raises:
-        DataError: the tar is cut or damaged; Python's tarfile takes one that ends between two files for a whole one.
+        DataError: it does not say how many it has.
+    """
+    file = folder / "test" / "nshards.txt"
+    text = " ".join(read_lines(file))
+    if not text.isascii() or not text.isdigit():
+        raise DataError(f"{file}: {text!r} is not a number of shards")
+    return [folder / "test" / f"{i}.tar" for i in range(int(text))]
+
+
+def read_lines(file: Path) -> list[str]:
+    """The lines of a UTF-8 file, stripped, without empty ones.
+
+    Raises:
+        DataError: it is missing, or not UTF-8.
     """
     try:
-        while (member := tar.next()) is not None:
-            yield member
-            tar.members = []  # type: ignore[attr-defined]  # it would keep a record of every file
-        whole = _ends_here(tar)
-    except (OSError, tarfile.TarError) as exc:
-        raise _torn(tar.name, exc) from exc
-    if not whole:
-        raise _torn(tar.name, "ends without a tar's end mark")
-
-
-def _ends_here(tar: tarfile.TarFile) -> bool:
-    """Whether an empty block stands where no further member was found."""
-    file: Any = tar.fileobj
-    file.seek(tar.offset)
-    return bool(file.read(tarfile.BLOCKSIZE) == bytes(tarfile.BLOCKSIZE))
-
-
-def _content(tar: tarfile.TarFile, member: tarfile.TarInfo, path: Path) -> bytes:
-    try:
-        file = tar.extractfile(member)
-        return file.read() if file else b""
-    except (OSError, tarfile.TarError) as exc:
-        raise _torn(path, exc) from exc
-
-
-def _torn(path: Any, reason: object) -> DataError:
-    return DataError(f"{path}: cannot be read to its end: {reason}", hint="get it again")
-
-
-def _split(name: str) -> tuple[str, str]:
-    """Key and suffix: the suffix begins at the first dot of the file's name."""
-    folder, slash, base = name.rpartition("/")
-    stem, _, suffix = base.partition(".")
-    return f"{folder}{slash}{stem}", suffix.lower()
-
-
-def _lines(file: Path) -> list[str]:
-    try:
-        return [line.strip() for line in file.read_text(encoding="utf-8").splitlines() if line.strip()]
+        return [line.strip() for line in file.read_text(encoding="utf-8-sig").splitlines() if line.strip()]
     except OSError as exc:
         raise DataError(f"{file}: cannot be read: {exc.strerror or exc}") from exc
     except UnicodeDecodeError as exc:

@@ -5,98 +5,64 @@ Everything is built and measured before the output is touched; the bundle is pub
 
 from __future__ import annotations
 
-import platform
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field
-from importlib.metadata import version
 from pathlib import Path
 
-import msgspec
 import torch
 
-from edgeclip import __version__, backends, publish
-from edgeclip.backends.base import Files, Options
+from edgeclip import __version__, publish
 from edgeclip.bundle import Bundle, write_bundle
-from edgeclip.cpus import available_cpus
-from edgeclip.errors import EdgeClipError, ExportExistsError, NonFiniteError, ParityError, UsageError
+from edgeclip.errors import EdgeClipError, ExportExistsError, NonFiniteError, UsageError
 from edgeclip.export.golden import make_golden
 from edgeclip.export.graph import example, tower_graph
 from edgeclip.export.source import Source
-from edgeclip.export.to_onnx import DEFAULT_OPSET, INPUT, OUTPUT, to_onnx
+from edgeclip.export.to_onnx import DEFAULT_OPSET, to_onnx
 from edgeclip.export.to_openvino import to_openvino
 from edgeclip.golden import FILE as GOLDEN
 from edgeclip.golden import Golden
-from edgeclip.manifest import (
-    FORMAT_VERSION,
-    Artifact,
-    Manifest,
-    Parity,
-    Precision,
-    Target,
-    TensorSpec,
-    Tower,
-)
-from edgeclip.parity import Agreement, bounds_for, measure
+from edgeclip.manifest import FORMAT_VERSION, Manifest, Precision, Target, Tower
+from edgeclip.outcome import Job, Outcome, draft, judge, publishable
+from edgeclip.quantize.jobs import quantize
+from edgeclip.quantize.quantizer import Settings
+from edgeclip.quantize.scheme import SCHEMES, is_integer
+from edgeclip.quantize.subject import Subject
+from edgeclip.tokenizer import Tokenizer
 
-TARGETS: dict[Target, str] = {"onnx": "onnxruntime", "openvino": "openvino"}
-"""What can be exported, and the backend that its parity is measured on."""
-PRECISIONS: tuple[Precision, ...] = ("fp32", "fp16")
+FLOATS: tuple[Precision, ...] = ("fp32", "fp16")
+PRECISIONS: dict[Target, tuple[Precision, ...]] = {
+    "onnx": (*FLOATS, *SCHEMES["onnx"]),
+    "openvino": (*FLOATS, *SCHEMES["openvino"]),
+    "tensorrt": SCHEMES["tensorrt"],
+}
+"""What can be exported."""
 
+UNMEASURED = Settings()
+"""No calibration, no evaluation, no budget."""
 Progress = Callable[[str], None]
-
-
-@dataclass(frozen=True)
-class Job:
-    """One artifact to make."""
-
-    tower: Tower
-    target: Target
-    precision: Precision
-
-    def __str__(self) -> str:
-        return f"{self.target} {self.precision} {self.tower}"
-
-
-@dataclass(frozen=True)
-class Outcome:
-    """What became of a job."""
-
-    job: Job
-    artifact: Artifact | None = None
-    files: dict[str, bytes] = field(default_factory=dict, repr=False)
-    agreement: Agreement | None = None
-    failures: list[str] = field(default_factory=list)
-    """Bounds that were broken, or why there is no artifact."""
-    error: EdgeClipError | None = None
-
-    @property
-    def status(self) -> str:
-        """`ok`, `below gate` (built, but not close enough to the reference) or `failed`."""
-        return "failed" if self.artifact is None else "below gate" if self.failures else "ok"
-
-    @property
-    def size_bytes(self) -> int:
-        return sum(len(data) for data in self.files.values())
 
 
 def plan(targets: Iterable[Target], precisions: Iterable[Precision], tower: Tower | None) -> list[Job]:
     """All jobs of a call: targets × precisions × towers.
 
     Raises:
-        UsageError: a target or precision that cannot be exported.
+        UsageError: a target that cannot be exported, or not at such a precision.
     """
-    jobs = [
+    wanted = list(dict.fromkeys(precisions))
+    for target in targets:
+        if target not in PRECISIONS:
+            raise UsageError(f"target {target!r} cannot be exported", hint=f"one of: {', '.join(PRECISIONS)}")
+        for precision in wanted:
+            if precision not in PRECISIONS[target]:
+                raise UsageError(
+                    f"target {target} cannot be exported at precision {precision!r}",
+                    hint=f"one of: {', '.join(PRECISIONS[target])}",
+                )
+    return [
         Job(t, target, precision)
         for target in dict.fromkeys(targets)
-        for precision in dict.fromkeys(precisions)
+        for precision in wanted
         for t in ((tower,) if tower else ("image", "text"))
     ]
-    for job in jobs:
-        if job.target not in TARGETS:
-            raise UsageError(f"target {job.target!r} cannot be exported", hint=f"one of: {', '.join(TARGETS)}")
-        if job.precision not in PRECISIONS:
-            raise UsageError(f"precision {job.precision!r} cannot be exported", hint=f"one of: {', '.join(PRECISIONS)}")
-    return jobs
 
 
 def export(
@@ -108,6 +74,7 @@ def export(
     force: bool = False,
     keep_going: bool = False,
     allow_below_gate: bool = False,
+    settings: Settings = UNMEASURED,
     progress: Progress = lambda step: None,
 ) -> list[Outcome]:
     """Make artifacts and put them into the bundle at `output`, which is created or extended.
@@ -116,6 +83,7 @@ def export(
         force: replace artifacts that the bundle has already, or a bundle of another model.
         keep_going: publish the artifacts that passed although others failed.
         allow_below_gate: publish artifacts that broke a parity bound; the manifest says so.
+        settings: what integer precisions are calibrated and measured on.
         progress: told the name of each step as it begins.
 
     Returns:
@@ -130,29 +98,11 @@ def export(
         existing = _existing(output, source, jobs, force=force)
         progress("golden vectors")
         golden = _golden(source, existing)
-        outcomes = _build(source, golden, jobs, opset, progress)
-        good = [o for o in outcomes if o.status == "ok" or (o.status == "below gate" and allow_below_gate)]
-        if good and (len(good) == len(outcomes) or keep_going):
+        outcomes = _build(source, golden, jobs, opset, settings, progress)
+        if good := publishable(outcomes, keep_going=keep_going, allow_below_gate=allow_below_gate):
             progress("bundle")
             _publish(output, source, golden, existing, good)
         return outcomes
-
-
-def raise_if_failed(outcomes: Sequence[Outcome], *, allow_below_gate: bool = False) -> None:
-    """
-    Raises:
-        ParityError: an artifact is below its gate.
-        EdgeClipError: what kept an artifact from being made.
-    """
-    for outcome in outcomes:
-        if outcome.error is not None:
-            raise outcome.error
-    broken = [o for o in outcomes if o.failures]
-    if broken and not allow_below_gate:
-        raise ParityError(
-            "; ".join(f"{o.job}: {', '.join(o.failures)}" for o in broken),
-            hint="not published; --allow-below-gate publishes it all the same and records it",
-        )
 
 
 def _existing(output: Path, source: Source, jobs: Sequence[Job], *, force: bool) -> Bundle | None:
@@ -193,79 +143,70 @@ def _golden(source: Source, existing: Bundle | None) -> Golden:
     return golden
 
 
-def _build(source: Source, golden: Golden, jobs: Sequence[Job], opset: int, progress: Progress) -> list[Outcome]:
-    portable: dict[tuple[Tower, torch.dtype], bytes] = {}
-
-    def onnx_of(tower: Tower, dtype: torch.dtype) -> bytes:
-        if (tower, dtype) not in portable:
-            graph = tower_graph(source.clip, tower, source.preprocess, dtype)
-            portable[tower, dtype] = to_onnx(graph, tower, example(source.clip, tower), opset)
-        return portable[tower, dtype]
-
-    outcomes = []
+def _build(
+    source: Source, golden: Golden, jobs: Sequence[Job], opset: int, settings: Settings, progress: Progress
+) -> list[Outcome]:
+    """An outcome for each job, in their order. One that fails does not keep the others from being made."""
+    onnx_of = _Portable(source, opset)
+    outcomes = {}
     for job in jobs:
-        progress(str(job))
-        try:
-            outcomes.append(_measured(job, source, golden, _make(job, onnx_of), opset))
-        except EdgeClipError as exc:
-            outcomes.append(Outcome(job, failures=[exc.message], error=exc))
-    return outcomes
+        if not is_integer(job.precision):
+            progress(str(job))
+            outcomes[job] = _attempt(job, source, golden, onnx_of)
+    integers = [job for job in jobs if is_integer(job.precision)]
+    if integers:
+        outcomes |= _quantize(source, golden, integers, onnx_of, settings, progress)
+    return [outcomes[job] for job in jobs]
 
 
-def _make(job: Job, onnx_of: Callable[[Tower, torch.dtype], bytes]) -> dict[str, bytes]:
+class _Portable:
+    """The ONNX of each tower and type, made once."""
+
+    def __init__(self, source: Source, opset: int) -> None:
+        self._source = source
+        self.opset = opset
+        self._made: dict[tuple[Tower, torch.dtype], bytes] = {}
+
+    def __call__(self, tower: Tower, dtype: torch.dtype = torch.float32) -> bytes:
+        if (tower, dtype) not in self._made:
+            graph = tower_graph(self._source.clip, tower, self._source.preprocess, dtype)
+            self._made[tower, dtype] = to_onnx(graph, tower, example(self._source.clip, tower), self.opset)
+        return self._made[tower, dtype]
+
+
+def _attempt(job: Job, source: Source, golden: Golden, onnx_of: _Portable) -> Outcome:
+    """Make a floating-point artifact, and run it on the golden inputs."""
+    try:
+        files = {f"{job.folder}/{name}": data for name, data in _make(job, onnx_of).items()}
+        libraries = ("torch", "onnx", "onnxscript", *(["openvino"] if job.target == "openvino" else []))
+        artifact = draft(
+            job, files, source.preprocess, source.model.embed_dim, opset=onnx_of.opset, libraries=libraries
+        )
+        return judge(job, artifact, files, golden)
+    except EdgeClipError as exc:
+        return Outcome(job, failures=[exc.message], error=exc)
+
+
+def _make(job: Job, onnx_of: _Portable) -> dict[str, bytes]:
     """An artifact's files, by name within its folder."""
     if job.target == "onnx":
         dtype = torch.float16 if job.precision == "fp16" else torch.float32
         return {f"{job.tower}.onnx": onnx_of(job.tower, dtype)}
-    return to_openvino(onnx_of(job.tower, torch.float32), job.tower, job.precision)
+    return to_openvino(onnx_of(job.tower), job.tower, job.precision)
 
 
-def _measured(job: Job, source: Source, golden: Golden, made: dict[str, bytes], opset: int) -> Outcome:
-    """Run an artifact on the golden inputs and hold it against the bounds of its precision."""
-    folder = f"{job.target}-{job.precision}"
-    files = {f"{folder}/{name}": data for name, data in made.items()}
-    draft = _artifact(job, source, sorted(files), opset)
-    backend = TARGETS[job.target]
-    contents: Files = dict(files)
-    session = backends.get(backend).open(draft, contents, Options(threads=available_cpus()))
-    inputs, reference = (
-        (golden.pixels, golden.image_embeddings) if job.tower == "image" else (golden.ids, golden.text_embeddings)
+def _quantize(
+    source: Source, golden: Golden, jobs: Sequence[Job], onnx_of: _Portable, settings: Settings, progress: Progress
+) -> dict[Job, Outcome]:
+    subject = Subject(
+        models={tower: onnx_of(tower) for tower in dict.fromkeys(job.tower for job in jobs)},
+        preprocess=source.preprocess,
+        tokenizer=Tokenizer(source.tokenizer, source.tokenizer_spec),
+        embed_dim=source.model.embed_dim,
+        opset=onnx_of.opset,
+        golden=golden,
     )
-    try:
-        agreement = measure(session.run(inputs), reference)
-    finally:
-        session.close()
-    failures = agreement.failures(bounds_for(job.precision))
-    parity = Parity(
-        n=agreement.n,
-        cosine_mean=agreement.cosine_mean,
-        cosine_min=agreement.cosine_min,
-        max_abs=agreement.max_abs,
-        top1_agreement=agreement.top1_agreement,
-        passed=not failures,
-        backend=f"{backend} {session.engine.version}",
-    )
-    return Outcome(job, msgspec.structs.replace(draft, parity=parity), files, agreement, failures)
-
-
-def _artifact(job: Job, source: Source, names: list[str], opset: int) -> Artifact:
-    size = source.preprocess.size
-    shape: tuple[str | int, ...] = ("batch", size, size, 3) if job.tower == "image" else ("batch", "context")
-    unmeasured = Parity(n=1, cosine_mean=0, cosine_min=0, max_abs=0, top1_agreement=0, passed=False, backend="not run")
-    main = next(name for name in names if name.endswith((".onnx", ".xml")))
-    libraries = ["torch", "onnx", "onnxscript"] + (["openvino"] if job.target == "openvino" else [])
-    return Artifact(
-        tower=job.tower,
-        target=job.target,
-        precision=job.precision,
-        file=main,
-        files=tuple(names),
-        input=TensorSpec(name=INPUT[job.tower], dtype="uint8" if job.tower == "image" else "int32", shape=shape),
-        output=TensorSpec(name=OUTPUT, dtype="float32", shape=("batch", source.model.embed_dim)),
-        parity=unmeasured,
-        opset=opset,
-        tools={"python": platform.python_version()} | {name: version(name) for name in libraries},
-    )
+    return quantize(subject, jobs, settings, libraries=("torch", "onnxscript"), progress=progress)
 
 
 def _publish(output: Path, source: Source, golden: Golden, existing: Bundle | None, good: Sequence[Outcome]) -> None:

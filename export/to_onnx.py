@@ -14,11 +14,10 @@ from torch.export import Dim
 
 from edgeclip.errors import ExportError, UsageError
 from edgeclip.manifest import Tower
+from edgeclip.outcome import INPUT, OUTPUT
 
 OPSETS = range(17, 21)
 DEFAULT_OPSET = 18
-INPUT = {"image": "pixels", "text": "ids"}
-OUTPUT = "embeddings"
 LAYERS = ("Conv", "Gemm", "MatMul")
 PROTOBUF_LIMIT = 2 << 30
 

@@ -60,3 +60,42 @@ def to_array(tensor: Any) -> Array:
     import onnx
 
     return np.asarray(onnx.numpy_helper.to_array(tensor))
+
+
+def replace(field: Any, items: list[Any]) -> None:
+    """Set a repeated field of a message to these items, which may be some of its own."""
+    copies = [type(item).FromString(item.SerializeToString()) for item in items]
+    del field[:]
+    field.extend(copies)
+
+
+def element_types(model: Any) -> dict[str, int]:
+    """The element type of every value whose type can be inferred, by name.
+
+    Raises:
+        ExportError: types contradict each other.
+    """
+    import onnx
+
+    try:
+        graph = onnx.shape_inference.infer_shapes(model).graph
+    except onnx.shape_inference.InferenceError as exc:
+        raise ExportError(f"the graph's types contradict each other: {str(exc).strip().splitlines()[0]}") from exc
+    values = (*graph.value_info, *graph.input, *graph.output)
+    return {v.name: v.type.tensor_type.elem_type for v in values} | {t.name: t.data_type for t in graph.initializer}
+
+
+def drop_unused(graph: Any) -> None:
+    """Remove the initializers that nothing reads."""
+    used = {name for node in graph.node for name in node.input} | {value.name for value in graph.output}
+    for i in reversed(range(len(graph.initializer))):
+        if graph.initializer[i].name not in used:
+            del graph.initializer[i]
+
+
+def file_name(model: Any) -> str:
+    """`image.onnx` or `text.onnx`, by what the graph takes: pixels are uint8, token ids int32."""
+    import onnx
+
+    pixels = model.graph.input[0].type.tensor_type.elem_type == onnx.TensorProto.UINT8
+    return "image.onnx" if pixels else "text.onnx"

@@ -10,7 +10,6 @@ from edgeclip.errors import UsageError
 from edgeclip.manifest import Precision, Target
 
 INTEGER: tuple[Precision, ...] = ("w8a16", "w8a8", "w4a16")
-ALIASES: dict[str, Precision] = {"int8": "w8a8"}
 SCHEMES: dict[Target, tuple[Precision, ...]] = {
     "onnx": ("w8a16", "w8a8"),
     "openvino": ("w8a16", "w8a8", "w4a16"),
@@ -28,11 +27,6 @@ def is_integer(precision: Precision) -> bool:
 def needs_calibration(precision: Precision) -> bool:
     """Whether the range of activations has to be measured."""
     return precision == "w8a8"
-
-
-def parse_precision(name: str) -> str:
-    """The precision of a name, aliases resolved; unknown names come back as they are."""
-    return ALIASES.get(name, name)
 
 
 def check(target: Target, precision: Precision) -> None:

@@ -5,9 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from edgeclip.export.pipeline import Outcome, export, plan, raise_if_failed
+from edgeclip.export.pipeline import export, plan
 from edgeclip.export.source import Source, open_source
 from edgeclip.export.vocabulary import from_merges
+from edgeclip.outcome import Outcome, raise_if_failed
 from tests.checkpoints import hf_clip
 
 MERGES = [

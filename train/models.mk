@@ -19,7 +19,7 @@ export EDGECLIP_DATA ?= ../shared/data
 .PRECIOUS: runs/%/scores.json
 
 teacher: models/edge-t
-pairs: $(SEEDS:%=runs/student-%/scores.json) $(SEEDS:%=runs/control-%/scores.json)
+pairs: $(foreach seed,$(SEEDS),runs/student-$(seed)/scores.json runs/control-$(seed)/scores.json)
 ablation: runs/ablation-random/scores.json runs/ablation-inherited/scores.json $(LOSSES:%=runs/ablation-%/scores.json)
 
 table:

@@ -21,6 +21,7 @@ from edgeclip.cli.output import Output
 from edgeclip.cli.photographs import carried_by
 from edgeclip.errors import TargetUnavailableError
 from edgeclip.manifest import Target
+from edgeclip.outcome import JUDGES, raise_if_failed
 from edgeclip.templates import photo
 
 if TYPE_CHECKING:
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
     from edgeclip.train.models.config import ClipConfig
 
 ARCHITECTURE = "ViT-B-32"
+TARGETS: tuple[Target, ...] = ("onnx", "openvino")
 LABELS = ("a temple", "a flower", "a cat", "a street", "a bowl of soup")
 REPEATS = 9
 
@@ -99,10 +101,10 @@ def export(output: Output, checkpoint: Path, path: Path) -> None:
     Raises:
         ParityError: an artifact is below its gate.
     """
-    from edgeclip.export.pipeline import TARGETS, plan, raise_if_failed
     from edgeclip.export.pipeline import export as make
+    from edgeclip.export.pipeline import plan
 
-    targets: list[Target] = [target for target, backend in TARGETS.items() if backend in usable()]
+    targets: list[Target] = [target for target in TARGETS if JUDGES[target] in usable()]
     jobs = plan(targets, ["fp32"], None)
     with progress.steps(output, len(jobs) + 3) as begin:
         begin("reading the checkpoint")

@@ -20,11 +20,14 @@ from edgeclip.manifest import Tower
 
 if TYPE_CHECKING:
     from edgeclip.cli.writers import Rows, Write
+    from edgeclip.form import Form
     from edgeclip.model import Model
     from edgeclip.pixels import Skipped
+    from edgeclip.quantized import Dtype
 
 TEXTS_PER_RUN = 256
 OnError = Literal["raise", "skip"]
+DTYPES = ("float32", "float16", "int8", "binary")
 
 
 @click.command(
@@ -32,6 +35,7 @@ OnError = Literal["raise", "skip"]
     epilog=examples(
         "edgeclip embed b32.edgeclip photos/ -o photos.npz",
         "find . -name '*.jpg' | edgeclip embed b32.edgeclip - --on-error skip -o all.parquet",
+        "edgeclip embed b32.edgeclip photos/ --dtype int8 -o photos.npy",
         'edgeclip embed b32.edgeclip --text "a red bicycle" --text "a blue bicycle" > texts.jsonl',
     ),
 )
@@ -40,6 +44,8 @@ OnError = Literal["raise", "skip"]
 @click.option("--text", "texts", multiple=True, help="A text to embed; may be given again.")
 @click.option("--texts", "text_file", metavar="FILE", help="A file of texts, one a line; - reads standard input.")
 @click.option("-o", "--output", "path", type=click.Path(path_type=Path), help="A .npy, .npz, .parquet or .jsonl file.")
+@click.option("--dtype", type=click.Choice(DTYPES), default="float32", show_default=True, help="Of the rows.")
+@click.option("--dim", type=click.IntRange(min=1), help="First dimensions to keep, where the model was trained so.")
 @stream_options
 @engine_options
 @click.pass_obj
@@ -50,16 +56,19 @@ def command(
     texts: tuple[str, ...],
     text_file: str | None,
     path: Path | None,
+    dtype: Dtype,
+    dim: int | None,
     batch_size: int,
     on_error: OnError,
     engine: Engine,
 ) -> None:
-    """Embed images and texts with BUNDLE; each row is L2-normalised.
+    """Embed images and texts with BUNDLE; each row is L2-normalised, and then made small by --dtype.
 
     INPUTS are image files, folders (searched recursively), or - for paths on standard input. Without -o the result is
     JSON lines on standard output. An output file appears when it is complete.
     """
     from edgeclip.cli import writers
+    from edgeclip.form import choose_form
 
     if path is not None:
         writers.check_path(path)
@@ -72,15 +81,16 @@ def command(
     skipped: list[Skipped] = []
     started = time.perf_counter()
     with engine.load(bundle, _tower(paths, wanted)) as model:
-        provenance = {**model.info.provenance(), "edgeclip": __version__}
+        form = choose_form(model.bundle.manifest.model, dtype, dim)
+        provenance = {**model.info.provenance(), "edgeclip": __version__, **form.described()}
         output.document["provenance"] = provenance
         with (
-            _writer(output, path, provenance, model.info.embed_dim) as write,
+            _writer(output, path, provenance, form) as write,
             _bar(output, path, len(paths) + len(wanted)) as advance,
         ):
-            for rows in _images(model, paths, batch_size, on_error, skipped, advance):
+            for rows in _images(model, paths, form, batch_size, on_error, skipped, advance):
                 write(rows)
-            for rows in _texts(model, wanted, advance):
+            for rows in _texts(model, wanted, form, advance):
                 write(rows)
             if len(skipped) == len(paths) and paths and not wanted:
                 raise InputError(f"none of {len(paths)} images can be read: {skipped[0].reason}")
@@ -96,6 +106,7 @@ def _tower(paths: Sequence[str], texts: Sequence[str]) -> Tower | None:
 def _images(
     model: Model,
     paths: list[str],
+    form: Form,
     batch_size: int,
     on_error: OnError,
     skipped: list[Skipped],
@@ -103,26 +114,28 @@ def _images(
 ) -> Iterator[Rows]:
     from edgeclip.cli.writers import Rows
 
-    for batch in model.stream_image(paths, batch_size=batch_size, on_error=on_error) if paths else ():
+    if not paths:
+        return
+    for batch in model.stream_image(paths, batch_size=batch_size, on_error=on_error, dtype=form.dtype, dim=form.dim):
         skipped += batch.skipped
         yield Rows("image", [paths[i] for i in batch.indices], batch.embeddings)
         advance(len(batch.indices) + len(batch.skipped))
 
 
-def _texts(model: Model, texts: Sequence[str], advance: progress.Advance) -> Iterator[Rows]:
+def _texts(model: Model, texts: Sequence[str], form: Form, advance: progress.Advance) -> Iterator[Rows]:
     from edgeclip.cli.writers import Rows
 
     for start in range(0, len(texts), TEXTS_PER_RUN):
         chunk = list(texts[start : start + TEXTS_PER_RUN])
-        yield Rows("text", chunk, model.encode_text(chunk))
+        yield Rows("text", chunk, model.encode_text(chunk, dtype=form.dtype, dim=form.dim))
         advance(len(chunk))
 
 
-def _writer(output: Output, path: Path | None, provenance: dict[str, Any], dim: int) -> AbstractContextManager[Write]:
+def _writer(output: Output, path: Path | None, provenance: dict[str, Any], form: Form) -> AbstractContextManager[Write]:
     from edgeclip.cli import writers
 
     if path is not None:
-        return writers.open_writer(path, provenance, dim)
+        return writers.open_writer(path, provenance, writers.Columns(form.columns, form.stored))
     return _collected(output) if output.as_json else writers.jsonl_lines(output.stream, provenance)
 
 

@@ -15,15 +15,18 @@ from edgeclip.cli.group import Command, examples
 from edgeclip.cli.options import PRECISIONS, checkpoint_options, need_export
 from edgeclip.cli.output import Output
 from edgeclip.cli.parity import COLUMNS, allowed, measured, megabytes
+from edgeclip.cli.quantizing import Measuring, quantize_options, show_budgets
 from edgeclip.errors import UsageError
 from edgeclip.manifest import Precision, Target
+from edgeclip.outcome import Outcome, publishable, raise_if_failed
 from edgeclip.parity import bounds_for
+from edgeclip.tokenizer import Tokenizer
 
 if TYPE_CHECKING:
-    from edgeclip.export.pipeline import Outcome
     from edgeclip.export.source import Source
 
 HUB = "hf-hub:"
+ALIASES = {"int8": "w8a8"}
 
 
 @click.command(
@@ -35,12 +38,20 @@ HUB = "hf-hub:"
     ),
 )
 @click.argument("source")
-@click.option("--target", "targets", multiple=True, help="onnx, openvino; several with commas, or given again.")
-@click.option("--precision", "precisions", multiple=True, default=["fp32"], show_default=True, help="fp32, fp16.")
+@click.option("--target", "targets", multiple=True, help="onnx, openvino, tensorrt; several with commas.")
+@click.option(
+    "--precision",
+    "precisions",
+    multiple=True,
+    default=["fp32"],
+    show_default=True,
+    help="fp32, fp16, w8a8 (or int8), w8a16, w4a16; several with commas.",
+)
 @click.option("--tower", type=click.Choice(["image", "text", "both"]), default="both", show_default=True)
 @click.option("-o", "--output", "path", type=click.Path(path_type=Path), help="The bundle; SOURCE.edgeclip by default.")
 @click.option("--tokenizer", help="tokenizer.json, a folder that has one, OpenAI's merges, or hf-hub:ORG/NAME.")
 @click.option("--opset", type=int, default=18, show_default=True, help="ONNX opset, 17 to 20.")
+@quantize_options
 @checkpoint_options
 @click.option("--name", help="Of the model, in the bundle.")
 @click.option("--licence", help="Of the weights, when the checkpoint does not say.")
@@ -58,6 +69,7 @@ def command(
     tower: Literal["image", "text", "both"],
     path: Path | None,
     opset: int,
+    measuring: Measuring,
     force: bool,
     keep_going: bool,
     allow_below_gate: bool,
@@ -69,20 +81,20 @@ def command(
     artifact is run and compared with the fp32 model; the bundle is written when every one is within its bounds. A
     bundle of the same checkpoint that is there already is added to.
     """
-    wanted = chosen("target", targets, get_args(Target))
-    kinds = chosen("precision", precisions, PRECISIONS)
+    wanted, kinds = asked_targets(targets), asked_precisions(precisions)
     path = path or default_output(source)
     publish.check_output(path, replace=True)
+    measuring.check(kinds)
     need_export()
     started = time.perf_counter()
     with progress.steps(output) as begin:
         begin("loading PyTorch")
-        from edgeclip.export.pipeline import export, plan, raise_if_failed
+        from edgeclip.export.pipeline import export, plan
 
-        only = None if tower == "both" else tower
-        jobs = plan(cast("list[Target]", wanted), cast("list[Precision]", kinds), only)
+        jobs = plan(wanted, kinds, None if tower == "both" else tower)
         begin("reading the checkpoint")
         opened = open_checkpoint(source, **reading)
+        tokenizer = Tokenizer(opened.tokenizer, opened.tokenizer_spec)
         outcomes = export(
             opened,
             path,
@@ -91,12 +103,25 @@ def command(
             force=force,
             keep_going=keep_going,
             allow_below_gate=allow_below_gate,
+            settings=measuring.settings(opened.preprocess, tokenizer, begin),
             progress=begin,
         )
     show(output, outcomes)
-    written = published(outcomes, keep_going=keep_going, allow_below_gate=allow_below_gate)
-    _conclude(output, path, written, time.perf_counter() - started)
+    show_budgets(output, outcomes)
+    written = bool(publishable(outcomes, keep_going=keep_going, allow_below_gate=allow_below_gate))
+    conclude(output, path, written, time.perf_counter() - started)
     raise_if_failed(outcomes, allow_below_gate=allow_below_gate)
+
+
+def asked_targets(values: Sequence[str]) -> list[Target]:
+    """What `--target` names. Raises as `chosen`."""
+    return cast("list[Target]", chosen("target", values, get_args(Target)))
+
+
+def asked_precisions(values: Sequence[str]) -> list[Precision]:
+    """What `--precision` names, aliases resolved. Raises as `chosen`."""
+    parts = [ALIASES.get(part.strip(), part.strip()) for value in values for part in value.split(",")]
+    return cast("list[Precision]", chosen("precision", parts, PRECISIONS))
 
 
 def chosen(option: str, values: Sequence[str], known: Sequence[str]) -> list[str]:
@@ -131,12 +156,6 @@ def open_checkpoint(source: str, **reading: Any) -> Source:
     return open_source(source, **reading)
 
 
-def published(outcomes: Sequence[Outcome], *, keep_going: bool, allow_below_gate: bool) -> bool:
-    """Whether `export` has written the bundle."""
-    good = [o.status == "ok" or (o.status == "below gate" and allow_below_gate) for o in outcomes]
-    return any(good) and (all(good) or keep_going)
-
-
 def show(output: Output, outcomes: Sequence[Outcome]) -> None:
     """Print what became of each artifact."""
     output.document["artifacts"] = [_described(outcome) for outcome in outcomes]
@@ -168,7 +187,8 @@ def _described(outcome: Outcome) -> dict[str, Any]:
     }
 
 
-def _conclude(output: Output, path: Path, written: bool, seconds: float) -> None:
+def conclude(output: Output, path: Path, written: bool, seconds: float) -> None:
+    """Say whether and where the bundle was written."""
     output.document |= {"bundle": str(path), "published": written, "elapsed_s": round(seconds, 3)}
     if not written:
         output.line("Nothing was published.")

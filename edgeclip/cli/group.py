@@ -14,6 +14,7 @@ from edgeclip.cli.output import Output
 
 COMMANDS: dict[str, tuple[str, str]] = {
     "export": ("edgeclip.cli.export", "Turn a CLIP checkpoint into a bundle, or add to one."),
+    "quantize": ("edgeclip.cli.quantize", "Add integer artifacts to a bundle, within an accuracy budget."),
     "train": ("edgeclip.cli.train", "Train a CLIP model from a recipe."),
     "distill": ("edgeclip.cli.distill", "Train a small CLIP model that learns from larger ones."),
     "reinforce": ("edgeclip.cli.reinforce", "Store what a teacher says of the data, for students to learn from."),

@@ -17,7 +17,7 @@ from edgeclip.cli.options import checkpoint_options, need_export
 from edgeclip.cli.output import Output
 from edgeclip.cli.parity import megabytes
 from edgeclip.errors import UsageError
-from edgeclip.manifest import Artifact, Manifest
+from edgeclip.manifest import Artifact, Manifest, Quantization
 
 if TYPE_CHECKING:
     from edgeclip.train.checkpoints import Checkpoint
@@ -28,22 +28,26 @@ _ZIP = b"PK\x03\x04"
 @click.command(
     cls=Command,
     epilog=examples(
-        "edgeclip inspect b32.edgeclip", "edgeclip inspect b32.edgeclip --check --json", "edgeclip inspect ViT-B-32.pt"
+        "edgeclip inspect b32.edgeclip",
+        "edgeclip inspect b32.edgeclip --check --layers",
+        "edgeclip inspect ViT-B-32.pt",
     ),
 )
 @click.argument("path")
 @click.option("--check", is_flag=True, help="Hash every file of the bundle.")
+@click.option("--layers", is_flag=True, help="Show the precision of every layer of the quantized artifacts.")
 @checkpoint_options
 @click.pass_obj
-def command(output: Output, /, path: str, check: bool, **reading: Any) -> None:
+def command(output: Output, /, path: str, check: bool, layers: bool, **reading: Any) -> None:
     """Show what PATH is: a bundle, or a checkpoint (which needs PyTorch)."""
     if is_bundle(path):
         bundle = Bundle.open(path)
         checked = hash_files(output, bundle) if check else 0
         show_bundle(output, bundle, checked)
+        show_quantization(output, bundle.manifest, layers=layers)
         return
-    if check:
-        raise UsageError(f"{path}: --check is for bundles, and this is none")
+    if check or layers:
+        raise UsageError(f"{path}: --{'check' if check else 'layers'} is for bundles, and this is none")
     need_export()
     with progress.steps(output) as begin:
         begin("reading the checkpoint")
@@ -88,6 +92,32 @@ def show_bundle(output: Output, bundle: Bundle, checked: int) -> None:
     output.table("Artifacts", columns, [_artifact_row(output, artifact, sizes) for artifact in manifest.artifacts])
     if card is not None:
         cards.show(output, card, stale=card.is_stale(manifest))
+
+
+def show_quantization(output: Output, manifest: Manifest, *, layers: bool) -> None:
+    """Print how many layers of each artifact are integers and what that costs; with `layers`, each one."""
+    made = [(artifact, artifact.quantization) for artifact in manifest.artifacts if artifact.quantization]
+    if not made:
+        return
+    rows = [[_name(artifact), *_quantized(quantization)] for artifact, quantization in made]
+    output.table("Quantization", ("artifact", "integer layers", "calibrated on", "loss, points", "measured on"), rows)
+    for artifact, quantization in made if layers else ():
+        listed = [
+            [layer.name, layer.op, layer.precision, "" if layer.distortion is None else f"{layer.distortion:.1e}"]
+            for layer in quantization.layers
+        ]
+        output.table(_name(artifact), ("layer", "op", "precision", "distortion alone"), listed)
+
+
+def _quantized(quantization: Quantization) -> list[str]:
+    count = sum(layer.precision not in ("fp32", "fp16") for layer in quantization.layers)
+    source, budget = quantization.calibration, quantization.budget
+    return [
+        f"{count} of {len(quantization.layers)}",
+        f"{source.source}: {source.images} pictures, {source.texts} texts" if source else "",
+        f"{budget.drop_pt:.2f} [{budget.low_pt:.2f}, {budget.high_pt:.2f}]" if budget else "not measured",
+        f"{budget.metric} of {budget.data}, n {budget.n}" if budget else "",
+    ]
 
 
 def show_checkpoint(output: Output, checkpoint: Checkpoint) -> None:
@@ -176,10 +206,14 @@ def _numbers(values: tuple[float, ...]) -> str:
     return " ".join(f"{value:.4g}" for value in values)
 
 
+def _name(artifact: Artifact) -> str:
+    return f"{artifact.target} {artifact.precision} {artifact.tower}"
+
+
 def _artifact_row(output: Output, artifact: Artifact, sizes: dict[str, int]) -> list[str]:
     parity = artifact.parity
     return [
-        f"{artifact.target} {artifact.precision} {artifact.tower}",
+        _name(artifact),
         megabytes(sum(sizes[name] for name in artifact.files)),
         str(artifact.opset or ""),
         output.status("ok" if parity.passed else "below gate"),

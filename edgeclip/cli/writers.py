@@ -1,6 +1,6 @@
 """Files of embeddings: `.npy`, `.npz`, `.parquet`, `.jsonl`. Rows are written as they come; a file appears when whole.
 
-Each carries its provenance, because embeddings of different bundles or arithmetic are not comparable.
+Each carries its provenance, because embeddings of different bundles, arithmetic or dtypes are not comparable.
 """
 
 from __future__ import annotations
@@ -18,12 +18,15 @@ from typing import Any, BinaryIO, TextIO
 
 import numpy as np
 
-from edgeclip.backends.base import Embeddings
+from edgeclip.backends.base import Array
 from edgeclip.cli.options import need
 from edgeclip.cli.output import to_json
 from edgeclip.errors import ResourceError, UsageError
 
 MAX_SOURCES_BYTES = 1 << 30
+FLOAT32 = np.dtype("<f4")
+DIGITS = {"float16": 5, "float32": 9}
+"""Decimal digits that tell every such number from its neighbours."""
 
 
 @dataclass(frozen=True)
@@ -34,8 +37,17 @@ class Rows:
     """`image` or `text`."""
     sources: list[str]
     """The image's path, or the text."""
-    embeddings: Embeddings
-    """[B, D] float32, L2-normalised."""
+    embeddings: Array
+    """[B, D] of the file's dtype; binary ones as bytes, [B, D / 8]."""
+
+
+@dataclass(frozen=True)
+class Columns:
+    """What all rows of a file are."""
+
+    count: int
+    dtype: np.dtype[Any] = FLOAT32
+    """In little-endian order."""
 
 
 Write = Callable[[Rows], None]
@@ -44,15 +56,17 @@ Opened = AbstractContextManager[Write]
 
 
 @contextmanager
-def open_writer(path: Path, provenance: Provenance, dim: int) -> Iterator[Write]:
+def open_writer(path: Path, provenance: Provenance, columns: Columns) -> Iterator[Write]:
     """A function that writes rows to `path`, which takes the place of what was there when the block ends well.
+
+    It refuses rows of another dtype with a TypeError.
 
     Raises:
         ResourceError: the disk is full.
         UsageError: it cannot be written.
     """
     try:
-        with WRITERS[path.suffix.lower()](path, provenance, dim) as write:
+        with WRITERS[path.suffix.lower()](path, provenance, columns) as write:
             yield write
     except OSError as exc:
         if exc.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
@@ -122,36 +136,38 @@ def jsonl_lines(stream: TextIO, provenance: Provenance) -> Iterator[Write]:
 
 
 def described(rows: Rows) -> Iterator[dict[str, Any]]:
-    """Rows as JSON objects. Nine digits tell every float32 from its neighbours."""
+    """Rows as JSON objects."""
+    digits = DIGITS.get(rows.embeddings.dtype.name)
     for source, row in zip(rows.sources, rows.embeddings.tolist(), strict=True):
-        yield {"kind": rows.kind, "source": source, "embedding": [float(f"{value:.9g}") for value in row]}
+        numbers = row if digits is None else [float(f"{value:.{digits}g}") for value in row]
+        yield {"kind": rows.kind, "source": source, "embedding": numbers}
 
 
 @contextmanager
-def _jsonl(path: Path, provenance: Provenance, dim: int) -> Iterator[Write]:
+def _jsonl(path: Path, provenance: Provenance, columns: Columns) -> Iterator[Write]:
     with _staged(path) as temp, temp.open("w", encoding="utf-8") as file, jsonl_lines(file, provenance) as write:
         yield write
 
 
 @contextmanager
-def _npy(path: Path, provenance: Provenance, dim: int) -> Iterator[Write]:
+def _npy(path: Path, provenance: Provenance, columns: Columns) -> Iterator[Write]:
     """The matrix, and beside it `NAME.npy.json` with the sources and the provenance."""
     sources: list[str] = []
     kinds: list[str] = []
     # The side file is there before the matrix is.
     with _staged(path) as temp, _staged(path.with_name(f"{path.name}.json")) as side:
-        with _matrix(temp, dim, sources, kinds) as write:
+        with _matrix(temp, columns, sources, kinds) as write:
             yield write
         side.write_text(json.dumps({"provenance": provenance, "kinds": kinds, "sources": sources}), encoding="utf-8")
 
 
 @contextmanager
-def _npz(path: Path, provenance: Provenance, dim: int) -> Iterator[Write]:
-    """`embeddings` [N, D] float32, `sources`, `kinds` and `provenance` (JSON) as strings."""
+def _npz(path: Path, provenance: Provenance, columns: Columns) -> Iterator[Write]:
+    """`embeddings` [N, D], `sources`, `kinds` and `provenance` (JSON) as strings."""
     sources: list[str] = []
     kinds: list[str] = []
     with _staged(path) as temp, _scratch(path) as matrix:
-        with _matrix(matrix, dim, sources, kinds) as write:
+        with _matrix(matrix, columns, sources, kinds) as write:
             yield write
         with zipfile.ZipFile(temp, "w", zipfile.ZIP_STORED) as archive:
             archive.write(matrix, "embeddings.npy")
@@ -160,24 +176,26 @@ def _npz(path: Path, provenance: Provenance, dim: int) -> Iterator[Write]:
 
 
 @contextmanager
-def _parquet(path: Path, provenance: Provenance, dim: int) -> Iterator[Write]:
+def _parquet(path: Path, provenance: Provenance, columns: Columns) -> Iterator[Write]:
     """Columns `source`, `kind`, `embedding`; the provenance, JSON, is in the schema's metadata."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    fields = [("source", pa.string()), ("kind", pa.string()), ("embedding", pa.list_(pa.float32(), dim))]
+    kind = pa.from_numpy_dtype(columns.dtype)
+    fields = [("source", pa.string()), ("kind", pa.string()), ("embedding", pa.list_(kind, columns.count))]
     schema = pa.schema(fields, metadata={"provenance": json.dumps(provenance)})
     with _staged(path) as temp, pq.ParquetWriter(temp, schema) as writer:
 
         def write(rows: Rows) -> None:
-            vectors = pa.FixedSizeListArray.from_arrays(pa.array(rows.embeddings.ravel()), dim)
-            columns = [pa.array(rows.sources), pa.array([rows.kind] * len(rows.sources)), vectors]
-            writer.write_table(pa.Table.from_arrays(columns, schema=schema))
+            numbers = pa.array(_checked(rows.embeddings, columns).ravel())
+            vectors = pa.FixedSizeListArray.from_arrays(numbers, columns.count)
+            found = [pa.array(rows.sources), pa.array([rows.kind] * len(rows.sources)), vectors]
+            writer.write_table(pa.Table.from_arrays(found, schema=schema))
 
         yield write
 
 
-WRITERS: dict[str, Callable[[Path, Provenance, int], Opened]] = {
+WRITERS: dict[str, Callable[[Path, Provenance, Columns], Opened]] = {
     ".npy": _npy,
     ".npz": _npz,
     ".parquet": _parquet,
@@ -186,30 +204,36 @@ WRITERS: dict[str, Callable[[Path, Provenance, int], Opened]] = {
 
 
 @contextmanager
-def _matrix(path: Path, dim: int, sources: list[str], kinds: list[str]) -> Iterator[Write]:
+def _matrix(path: Path, columns: Columns, sources: list[str], kinds: list[str]) -> Iterator[Write]:
     """An `.npy` file whose number of rows is not known before the end; sources and kinds are collected."""
     with path.open("wb") as file:
-        file.write(_header(0, dim))
+        file.write(_header(0, columns))
 
         def write(rows: Rows) -> None:
-            file.write(np.ascontiguousarray(rows.embeddings, "<f4").tobytes())
+            file.write(_checked(rows.embeddings, columns).tobytes())
             sources.extend(rows.sources)
             kinds.extend([rows.kind] * len(rows.sources))
 
         yield write
-        _rewrite_header(file, len(sources), dim)
+        _rewrite_header(file, len(sources), columns)
 
 
-def _rewrite_header(file: BinaryIO, rows: int, dim: int) -> None:
-    header = _header(rows, dim)
-    assert len(header) == len(_header(0, dim))  # the format leaves room for the first axis to grow
+def _checked(embeddings: Array, columns: Columns) -> Array:
+    """A cast would make zeros of floats, or floats of bits."""
+    return embeddings.astype(columns.dtype, casting="equiv", copy=False)
+
+
+def _rewrite_header(file: BinaryIO, rows: int, columns: Columns) -> None:
+    header = _header(rows, columns)
+    assert len(header) == len(_header(0, columns))  # the format leaves room for the first axis to grow
     file.seek(0)
     file.write(header)
 
 
-def _header(rows: int, dim: int) -> bytes:
+def _header(rows: int, columns: Columns) -> bytes:
     out = io.BytesIO()
-    np.lib.format.write_array_header_1_0(out, {"descr": "<f4", "fortran_order": False, "shape": (rows, dim)})
+    shape = (rows, columns.count)
+    np.lib.format.write_array_header_1_0(out, {"descr": columns.dtype.str, "fortran_order": False, "shape": shape})
     return out.getvalue()
 
 

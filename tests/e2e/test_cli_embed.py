@@ -34,7 +34,7 @@ def test_a_folder_becomes_an_npz_with_provenance(tiny_bundle: Path, photos: Path
         np.testing.assert_allclose(found["embeddings"], model.encode_image(paths), atol=1e-6)
         provenance = json.loads(str(found["provenance"]))
         assert provenance == {**json.loads(json.dumps(model.info.provenance())), "artifacts": provenance["artifacts"],
-                              "edgeclip": edgeclip.__version__}  # fmt: skip
+                              "edgeclip": edgeclip.__version__, "dtype": "float32", "dim": 48}  # fmt: skip
     assert provenance["artifacts"] == {"image": "openvino-fp32/image.xml"}
 
 

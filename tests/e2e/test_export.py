@@ -21,8 +21,9 @@ from edgeclip.bundle import Bundle
 from edgeclip.errors import EdgeClipError, ExportExistsError, ExportLockedError, NonFiniteError, ParityError, UsageError
 from edgeclip.export import pipeline, to_openvino
 from edgeclip.export.graph import example, tower_graph
-from edgeclip.export.pipeline import Job, export, plan, raise_if_failed
+from edgeclip.export.pipeline import export, plan
 from edgeclip.export.to_onnx import to_onnx
+from edgeclip.outcome import Job, raise_if_failed
 from edgeclip.verify import verify
 from tests import tiny
 
@@ -226,8 +227,8 @@ def test_half_precision_keeps_its_islands_of_single_precision(source: pipeline.S
 def test_what_cannot_be_exported_is_a_usage_error() -> None:
     with pytest.raises(UsageError, match="target 'tflite' cannot be exported.*onnx, openvino"):
         plan(["tflite"], ["fp32"], None)  # type: ignore[list-item]
-    with pytest.raises(UsageError, match="precision 'w8a8' cannot be exported"):
-        plan(["onnx"], ["w8a8"], None)
+    with pytest.raises(UsageError, match="target onnx cannot be exported at precision 'w4a16'"):
+        plan(["onnx"], ["w4a16"], None)
     assert plan(["onnx", "onnx"], ["fp32"], "text") == [Job("text", "onnx", "fp32")]
 
 

@@ -16,9 +16,10 @@ import torch
 from numpy.typing import NDArray
 
 import edgeclip
-from edgeclip.export.pipeline import export, plan, raise_if_failed
+from edgeclip.export.pipeline import export, plan
 from edgeclip.export.source import open_source
 from edgeclip.manifest import Precision
+from edgeclip.outcome import raise_if_failed
 from tests import checkpoints, tiny
 
 BOUND: dict[Precision, float] = {"fp32": 0.9999, "fp16": 0.999}

@@ -11,8 +11,9 @@ import torch
 from torch import Tensor, nn
 
 import edgeclip
-from edgeclip.export.pipeline import export, plan, raise_if_failed
+from edgeclip.export.pipeline import export, plan
 from edgeclip.export.source import open_source
+from edgeclip.outcome import raise_if_failed
 from edgeclip.train.checkpoints import save_checkpoint
 from edgeclip.train.checkpoints.infer import openai_preprocess
 from edgeclip.train.models import Clip, ClipConfig, RepVggConfig, load_config

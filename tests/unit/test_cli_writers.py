@@ -8,13 +8,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from edgeclip.backends.base import Embeddings
+from edgeclip.backends.base import Array, Embeddings
 from edgeclip.cli import writers
-from edgeclip.cli.writers import Rows, open_writer
+from edgeclip.cli.writers import Columns, Rows, open_writer
 from edgeclip.errors import ResourceError, TargetUnavailableError, UsageError
 
 PROVENANCE = {"bundle": "sha256:abc", "compute": "f32"}
 DIM = 5
+FLOATS = Columns(DIM)
 
 
 def rows(n: int = 3, seed: int = 0) -> Embeddings:
@@ -23,7 +24,7 @@ def rows(n: int = 3, seed: int = 0) -> Embeddings:
 
 def write(path: Path) -> Embeddings:
     """Two batches of images and one text."""
-    with open_writer(path, PROVENANCE, DIM) as put:
+    with open_writer(path, PROVENANCE, FLOATS) as put:
         put(Rows("image", ["a.jpg", "é.jpg"], rows(2)))
         put(Rows("image", ["b.jpg"], rows(1, 1)))
         put(Rows("text", ["a cat"], rows(1, 2)))
@@ -68,7 +69,7 @@ def test_parquet_has_the_provenance_in_its_schema(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("suffix", writers.WRITERS)
 def test_no_rows_make_a_valid_file(tmp_path: Path, suffix: str) -> None:
-    with open_writer(tmp_path / f"x{suffix}", PROVENANCE, DIM):
+    with open_writer(tmp_path / f"x{suffix}", PROVENANCE, FLOATS):
         pass
     assert (tmp_path / f"x{suffix}").stat().st_size > 0
     if suffix == ".npy":
@@ -80,7 +81,7 @@ def test_no_rows_make_a_valid_file(tmp_path: Path, suffix: str) -> None:
 def test_an_interrupted_write_leaves_what_was_there(tmp_path: Path, suffix: str, error: type[BaseException]) -> None:
     path = tmp_path / f"x{suffix}"
     path.write_text("old")
-    with pytest.raises(error), open_writer(path, PROVENANCE, DIM) as put:
+    with pytest.raises(error), open_writer(path, PROVENANCE, FLOATS) as put:
         put(Rows("image", ["a"], rows(1)))
         raise error
     assert [p.name for p in tmp_path.iterdir()] == [path.name]
@@ -88,13 +89,13 @@ def test_an_interrupted_write_leaves_what_was_there(tmp_path: Path, suffix: str,
 
 
 def test_a_full_disk_is_a_resource_error(tmp_path: Path) -> None:
-    with pytest.raises(ResourceError, match=r"x.npy: the disk is full"), open_writer(tmp_path / "x.npy", {}, DIM):
+    with pytest.raises(ResourceError, match=r"x.npy: the disk is full"), open_writer(tmp_path / "x.npy", {}, FLOATS):
         raise OSError(28, "No space left on device")
     assert list(tmp_path.iterdir()) == []
 
 
 def test_the_header_has_room_for_any_number_of_rows() -> None:
-    lengths = {len(writers._header(n, 512)) for n in (0, 1, 10**6, 10**12)}
+    lengths = {len(writers._header(n, Columns(512))) for n in (0, 1, 10**6, 10**12)}
     assert len(lengths) == 1
 
 
@@ -115,3 +116,55 @@ def test_sources_that_npz_would_pad_beyond_reason_are_refused(tmp_path: Path) ->
     writers.check_sources(tmp_path / "x.jsonl", long)
     with pytest.raises(UsageError, match=r"would take \d+ bytes in .npz.*use .parquet or .jsonl"):
         writers.check_sources(tmp_path / "x.npz", long)
+
+
+SMALL = {"float16": "<f2", "int8": "i1", "binary": "u1"}
+
+
+@pytest.mark.parametrize("dtype", SMALL)
+@pytest.mark.parametrize("suffix", writers.WRITERS)
+def test_small_dtypes_come_back_as_they_were(tmp_path: Path, suffix: str, dtype: str) -> None:
+    columns = Columns(DIM, np.dtype(SMALL[dtype]))
+    expected = np.frombuffer(np.random.default_rng(0).bytes(4 * DIM * columns.dtype.itemsize), columns.dtype)
+    expected = np.where(np.isfinite(expected), expected, columns.dtype.type(1)).reshape(4, DIM)
+    path = tmp_path / f"x{suffix}"
+    with open_writer(path, PROVENANCE, columns) as put:
+        put(Rows("image", ["a", "b", "c"], expected[:3]))
+        put(Rows("text", ["d"], expected[3:]))
+    found = stored(path, columns)
+    assert found.dtype == columns.dtype
+    np.testing.assert_array_equal(found, expected)
+
+
+def stored(path: Path, columns: Columns) -> Array:
+    """The matrix of a file; of JSON lines, in the dtype that the reader must know."""
+    if path.suffix == ".npy":
+        return np.asarray(np.load(path))
+    if path.suffix == ".npz":
+        with np.load(path) as found:
+            return np.asarray(found["embeddings"])
+    if path.suffix == ".jsonl":
+        lines = path.read_text("utf-8").splitlines()[1:]
+        return np.array([json.loads(line)["embedding"] for line in lines], columns.dtype)
+    parquet = pytest.importorskip("pyarrow.parquet", reason="pyarrow is not installed")
+    column = parquet.read_table(path)["embedding"].combine_chunks()
+    return np.asarray(column.flatten().to_numpy().reshape(-1, columns.count))
+
+
+def test_every_float16_keeps_its_bits_in_json() -> None:
+    every = np.arange(1 << 16, dtype=np.uint16).view(np.float16)
+    finite = every[np.isfinite(every)][None, :]
+    (line,) = writers.described(Rows("image", ["a"], finite))
+    written = np.array(json.loads(json.dumps(line["embedding"])), np.float16)
+    np.testing.assert_array_equal(written.view(np.uint16), finite[0].view(np.uint16))
+
+
+@pytest.mark.parametrize("suffix", [".npy", ".npz", ".parquet"])
+def test_rows_of_another_dtype_are_not_cast(tmp_path: Path, suffix: str) -> None:
+    columns = Columns(DIM, np.dtype("i1"))
+    with (
+        pytest.raises(TypeError, match="Cannot cast"),
+        open_writer(tmp_path / f"x{suffix}", PROVENANCE, columns) as put,
+    ):
+        put(Rows("image", ["a"], rows(1)))
+    assert list(tmp_path.iterdir()) == []

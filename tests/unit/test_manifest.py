@@ -86,7 +86,7 @@ REQUIRED = [
     if isinstance(path[-1], str)
     and path[-1] not in FREE_KEYS
     and path[-1] not in {"resize", "interpolation", "crop", "exif", "background", "random_weights", "causal", "opset"}
-    and path[-1] not in {"tools", "source", "recipe", "data", "licence"}
+    and path[-1] not in {"tools", "source", "recipe", "data", "licence", "quantization", "matryoshka"}
 ]
 
 

@@ -1,0 +1,164 @@
+"""Making artifacts: what is asked for, and what became of it."""
+
+from __future__ import annotations
+
+import platform
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from importlib.metadata import version
+
+import msgspec
+
+from edgeclip import backends
+from edgeclip.backends.base import Files, Options, Session
+from edgeclip.cpus import available_cpus
+from edgeclip.errors import EdgeClipError, ParityError
+from edgeclip.golden import Golden
+from edgeclip.manifest import (
+    Artifact,
+    Parity,
+    Precision,
+    Preprocess,
+    Quantization,
+    Target,
+    TensorSpec,
+    Tower,
+)
+from edgeclip.parity import Agreement, bounds_for, measure
+
+JUDGES: dict[Target, str] = {"onnx": "onnxruntime", "openvino": "openvino", "tensorrt": "onnxruntime"}
+"""Target → the backend that its artifacts are measured on."""
+INPUT: dict[Tower, str] = {"image": "pixels", "text": "ids"}
+OUTPUT = "embeddings"
+
+
+@dataclass(frozen=True)
+class Job:
+    """One artifact to make."""
+
+    tower: Tower
+    target: Target
+    precision: Precision
+
+    def __str__(self) -> str:
+        return f"{self.target} {self.precision} {self.tower}"
+
+    @property
+    def folder(self) -> str:
+        """Where its files lie in a bundle."""
+        return f"{self.target}-{self.precision}"
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What became of a job."""
+
+    job: Job
+    artifact: Artifact | None = None
+    files: dict[str, bytes] = field(default_factory=dict, repr=False)
+    agreement: Agreement | None = None
+    failures: list[str] = field(default_factory=list)
+    """Bounds that were broken, or why there is no artifact."""
+    error: EdgeClipError | None = None
+
+    @property
+    def status(self) -> str:
+        """`ok`, `below gate` (built, but not close enough to the reference) or `failed`."""
+        return "failed" if self.artifact is None else "below gate" if self.failures else "ok"
+
+    @property
+    def size_bytes(self) -> int:
+        return sum(len(data) for data in self.files.values())
+
+
+def publishable(outcomes: Sequence[Outcome], *, keep_going: bool, allow_below_gate: bool) -> list[Outcome]:
+    """Those that go into the bundle: all or none, unless the options say otherwise."""
+    good = [o for o in outcomes if o.status == "ok" or (o.status == "below gate" and allow_below_gate)]
+    return good if keep_going or len(good) == len(outcomes) else []
+
+
+def raise_if_failed(outcomes: Sequence[Outcome], *, allow_below_gate: bool = False) -> None:
+    """
+    Raises:
+        ParityError: an artifact is below its gate.
+        EdgeClipError: what kept an artifact from being made.
+    """
+    for outcome in outcomes:
+        if outcome.error is not None:
+            raise outcome.error
+    broken = [o for o in outcomes if o.failures]
+    if broken and not allow_below_gate:
+        raise ParityError(
+            "; ".join(f"{o.job}: {', '.join(o.failures)}" for o in broken),
+            hint="not published; --allow-below-gate publishes it all the same and records it",
+        )
+
+
+def draft(
+    job: Job,
+    names: Iterable[str],
+    preprocess: Preprocess,
+    embed_dim: int,
+    *,
+    opset: int | None,
+    libraries: Iterable[str],
+    quantization: Quantization | None = None,
+) -> Artifact:
+    """The manifest's entry of an artifact that was not measured yet.
+
+    Args:
+        names: of its files within the bundle.
+        libraries: distributions that made it, whose versions are noted.
+    """
+    size = preprocess.size
+    shape: tuple[str | int, ...] = ("batch", size, size, 3) if job.tower == "image" else ("batch", "context")
+    files = tuple(sorted(names))
+    return Artifact(
+        tower=job.tower,
+        target=job.target,
+        precision=job.precision,
+        file=next(name for name in files if name.endswith((".onnx", ".xml"))),
+        files=files,
+        input=TensorSpec(name=INPUT[job.tower], dtype="uint8" if job.tower == "image" else "int32", shape=shape),
+        output=TensorSpec(name=OUTPUT, dtype="float32", shape=("batch", embed_dim)),
+        parity=Parity(n=1, cosine_mean=0, cosine_min=0, max_abs=0, top1_agreement=0, passed=False, backend="not run"),
+        opset=opset,
+        tools={"python": platform.python_version()} | {name: version(name) for name in libraries},
+        quantization=quantization,
+    )
+
+
+def open_session(artifact: Artifact, files: Mapping[str, bytes]) -> Session:
+    """Load an artifact into the backend that judges its target."""
+    contents: Files = dict(files)
+    return backends.get(JUDGES[artifact.target]).open(artifact, contents, Options(threads=available_cpus()))
+
+
+def judge(
+    job: Job, artifact: Artifact, files: dict[str, bytes], golden: Golden, failures: Sequence[str] = ()
+) -> Outcome:
+    """Run an artifact on the golden inputs and hold it against the bounds of its precision.
+
+    Args:
+        files: by their names within the bundle.
+        failures: what it has failed already.
+    """
+    session = open_session(artifact, files)
+    inputs, reference = (
+        (golden.pixels, golden.image_embeddings) if job.tower == "image" else (golden.ids, golden.text_embeddings)
+    )
+    try:
+        agreement = measure(session.run(inputs), reference)
+    finally:
+        session.close()
+    broken = [*failures, *agreement.failures(bounds_for(job.precision))]
+    parity = Parity(
+        n=agreement.n,
+        cosine_mean=agreement.cosine_mean,
+        cosine_min=agreement.cosine_min,
+        max_abs=agreement.max_abs,
+        top1_agreement=agreement.top1_agreement,
+        passed=not broken,
+        backend=f"{session.engine.name} {session.engine.version}",
+    )
+    return Outcome(job, msgspec.structs.replace(artifact, parity=parity), files, agreement, broken)

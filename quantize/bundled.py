@@ -1,0 +1,82 @@
+"""Integer artifacts for a bundle that exists, from the portable ones that it holds."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from edgeclip.bundle import Bundle, add_artifacts
+from edgeclip.errors import UsageError
+from edgeclip.golden import Golden
+from edgeclip.manifest import Artifact, Tower
+from edgeclip.outcome import Job, Outcome, publishable
+from edgeclip.quantize.jobs import quantize
+from edgeclip.quantize.quantizer import Progress, Settings
+from edgeclip.quantize.subject import Subject
+from edgeclip.quantize.widen import widen
+from edgeclip.selection import describe
+from edgeclip.tokenizer import Tokenizer
+
+
+def quantize_bundle(
+    bundle: Bundle,
+    jobs: Sequence[Job],
+    settings: Settings,
+    *,
+    output: Path,
+    force: bool = False,
+    keep_going: bool = False,
+    allow_below_gate: bool = False,
+    progress: Progress = lambda step: None,
+) -> list[Outcome]:
+    """Quantize a bundle's model, and write the bundle with the new artifacts to `output`, once and whole.
+
+    Args:
+        force: replace artifacts that the bundle has already.
+        keep_going: publish the artifacts that passed although others failed.
+        allow_below_gate: publish artifacts that broke a bound or the budget; the manifest says so.
+
+    Returns:
+        One outcome a job, in their order.
+
+    Raises:
+        UsageError: the bundle has no floating-point ONNX of a tower, or has such an artifact already.
+    """
+    subject = subject_of(bundle, list(dict.fromkeys(job.tower for job in jobs)))
+    made = quantize(subject, jobs, settings, progress=progress)
+    outcomes = [made[job] for job in jobs]
+    if good := publishable(outcomes, keep_going=keep_going, allow_below_gate=allow_below_gate):
+        progress("bundle")
+        files = {name: data for outcome in good for name, data in outcome.files.items()}
+        artifacts = [outcome.artifact for outcome in good if outcome.artifact]
+        add_artifacts(bundle, artifacts, files, output=output, replace=force)
+    return outcomes
+
+
+def subject_of(bundle: Bundle, towers: Sequence[Tower]) -> Subject:
+    """A bundle's model, from its fp32 ONNX, or from its fp16 one, whose weights are taken for exact.
+
+    Raises:
+        UsageError: it holds neither for one of the towers.
+    """
+    manifest = bundle.manifest
+    found = {tower: _portable(bundle, tower) for tower in towers}
+    spec = manifest.tokenizer
+    return Subject(
+        models={tower: widen(bundle.read(artifact.file)) for tower, artifact in found.items()},
+        preprocess=manifest.preprocess,
+        tokenizer=Tokenizer(bundle.read(spec.file), spec) if spec else None,
+        embed_dim=manifest.model.embed_dim,
+        opset=max(artifact.opset or 0 for artifact in found.values()),
+        golden=Golden.from_bytes(bundle.read(manifest.golden)),
+    )
+
+
+def _portable(bundle: Bundle, tower: Tower) -> Artifact:
+    for precision in ("fp32", "fp16"):
+        for artifact in bundle.artifacts(tower=tower, target="onnx", precision=precision):
+            return artifact
+    raise UsageError(
+        f"{bundle.path}: has no floating-point ONNX of the {tower} tower to start from",
+        hint=f"it holds: {', '.join(describe(bundle.manifest)) or 'nothing'}; `edgeclip export --target onnx` adds it",
+    )

@@ -1,0 +1,84 @@
+"""Convolutions with weights in 4 bits, which NNCF makes of matrices alone. Of the child process only."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from edgeclip.backends.ov_library import ov
+from edgeclip.quantize import ir_graph
+from edgeclip.quantize.ir_rounding import correct_rounding, group_size, pack, round_to_int4
+
+
+def compress_convolutions(model: Any, keep: Iterable[str], group: int, samples: NDArray[Any] | None) -> None:
+    """Store the weights of convolutions in 4 bits, one by one in graph order.
+
+    One that sees the pixels is left to NNCF, which stores it in 8 bits: in a convolutional tower its rounding to 4 bits
+    cost five times as much as that of all others together, and it holds few of the weights.
+
+    Given: float32 [O, I, H, W]. Result: int4 [O, G, g] times scale [O, G, 1], reshaped to [O, I, H, W].
+
+    Args:
+        keep: names of layers that are left as they are.
+        group: weights that share a scale, at most.
+        samples: inputs of the model, on which the rounding is corrected, each convolution seeing what the ones before
+            it have become.
+    """
+    kept, unfed = set(keep), ir_graph.sees_input(model)
+    for node in ir_graph.layers(model):
+        weight = node.input_value(1).get_node()
+        if node.get_type_name() == "MatMul" or weight.get_type_name() != "Constant":
+            continue
+        if ir_graph.name_of(node) in kept or node.get_friendly_name() in unfed:
+            continue
+        rows = np.asarray(weight.data, np.float32).reshape(weight.get_output_shape(0)[0], -1)
+        size = group_size(rows.shape[1], group)
+        if samples is None or not _can_unfold(node):
+            levels, scales = round_to_int4(rows, size)
+        else:
+            levels, scales = correct_rounding(rows, size, _hessian(model, node, samples))
+        node.input(1).replace_source_output(_stored(weight, levels, scales))
+
+
+def _stored(weight: Any, levels: NDArray[np.int8], scales: NDArray[np.float16]) -> Any:
+    """The output of a subgraph that makes the weight from its levels and scales."""
+    make = ov.opset13
+    shape = ov.Shape([*scales.shape, levels.shape[1] // scales.shape[1]])
+    integers = make.constant(ov.Tensor(pack(levels), shape, ov.Type.i4), shared_memory=False)
+    integers.set_friendly_name(weight.get_friendly_name())
+    scaled = make.multiply(make.convert(integers, "f16"), make.constant(scales[..., None]))
+    whole = make.reshape(scaled, make.constant(np.array(weight.get_output_shape(0), np.int64)), False)
+    return make.convert(whole, "f32").output(0)
+
+
+def _can_unfold(node: Any) -> bool:
+    """Whether `_unfolded` knows the convolution's kind."""
+    options = node.get_attributes()
+    plain = node.get_type_name() == "Convolution" and options["auto_pad"].lower() == "explicit"
+    return plain and len(options["strides"]) == 2 and set(options["dilations"]) == {1}
+
+
+def _hessian(model: Any, node: Any, samples: NDArray[Any]) -> NDArray[np.float64]:
+    """Xᵀ·X of a convolution's unfolded inputs; one sample at a time, for they are many times the picture's size."""
+    until = ov.Model([node.input_value(0)], model.get_parameters(), "until")
+    request = ov.Core().compile_model(until, "CPU", {"INFERENCE_PRECISION_HINT": "f32"}).create_infer_request()
+    length = int(np.prod(node.input_value(1).get_shape()[1:]))
+    total = np.zeros((length, length))
+    for sample in samples:
+        rows = _unfolded(request.infer({0: sample[None]}, share_inputs=False, share_outputs=False)[0], node)
+        total += rows.T @ rows
+    return total
+
+
+def _unfolded(images: NDArray[np.float32], node: Any) -> NDArray[np.float32]:
+    """[B, I, H, W] to [positions, I·h·w]: the weights' rows times it are the convolution."""
+    options = node.get_attributes()
+    padding = [(0, 0), (0, 0), *zip(options["pads_begin"], options["pads_end"], strict=True)]
+    kernel = tuple(node.input_value(1).get_shape()[2:])
+    windows = np.lib.stride_tricks.sliding_window_view(np.pad(images, padding), kernel, axis=(2, 3))
+    down, across = options["strides"]
+    windows = windows[:, :, ::down, ::across].transpose(0, 2, 3, 1, 4, 5)
+    return windows.reshape(-1, images.shape[1] * kernel[0] * kernel[1])

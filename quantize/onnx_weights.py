@@ -1,0 +1,141 @@
+"""Weights as 8-bit integers in an ONNX file; the arithmetic stays in floating point.
+
+A weight is stored as int8 codes with one float scale an output channel, and becomes float again by `Cast` and `Mul`.
+Both are of the standard domain, and every engine folds them. `DequantizeLinear`, which says the same in one node, is
+not used: ONNX Runtime keeps it for kernels that it does not have here and would convert the weights anew in each run,
+which doubles the time of a RepVGG tower, and has a text tower convert its whole token table for each text.
+
+What it saves is the file: ONNX Runtime has the weights as float in memory once it has loaded them, OpenVINO keeps them
+as they are. Only the token table's codes stay codes in either: rows are looked up first and made float afterwards.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from edgeclip.quantize import graphs, layers
+from edgeclip.quantize.graphs import Array
+from edgeclip.quantize.made import Made
+
+MIN_SIZE = 256
+"""Elements of a weight below which it is left alone: scales and nodes would take up what the codes save."""
+LARGEST = 127
+"""Codes lie in [-127, 127], so that the range is symmetric."""
+
+
+def quantize_onnx_weights(model: bytes, *, keep: frozenset[str] = frozenset()) -> Made:
+    """Store the weights of convolutions and matrix products, and the token table, as int8 (`w8a16`).
+
+    Args:
+        model: fp32, as `edgeclip.export` or `widen` makes it.
+        keep: names of layers whose weights stay as they are.
+
+    Returns:
+        `{tower}.onnx`, self-contained, the same bytes each time; a quarter of the size.
+
+    Raises:
+        UsageError: a name in `keep` is no layer's.
+        NonFiniteError: NaN or infinity in the weights.
+        ExportError: not an ONNX model.
+        TargetUnavailableError: `onnx` is missing.
+    """
+    parsed = graphs.parse(model)
+    layers.check_kept(keep, layers.layers_of(parsed.graph))
+    layers.check_finite_in(parsed.graph)
+    store_weights(parsed.graph, keep)
+    store_table(parsed.graph)
+    return Made({graphs.file_name(parsed): graphs.serialize(parsed)}, layers.stored_as_integers(parsed.graph))
+
+
+def store_weights(graph: Any, keep: frozenset[str]) -> None:
+    """Replace the float weights of the layers that are not kept. Changes the graph."""
+    weights = {t.name: t for t in graph.initializer}
+    nodes: list[Any] = []
+    stored: dict[tuple[str, int], str] = {}
+    for node in graph.node:
+        if node.op_type in layers.OPS and node.name not in keep and _worth_it(weights.get(node.input[1])):
+            name, axis = node.input[1], layers.output_axis(node, len(weights[node.input[1]].dims))
+            if (name, axis) not in stored:
+                stored[name, axis] = f"{name}.float{axis}"
+                codes, scales = _add(graph, weights[name], axis)
+                nodes += _to_float(codes, scales, stored[name, axis])
+            node.input[1] = stored[name, axis]
+        nodes.append(node)
+    graphs.replace(graph.node, nodes)
+    graphs.drop_unused(graph)
+
+
+def store_table(graph: Any) -> None:
+    """Replace the tables that rows are gathered from, one scale a row. Changes the graph."""
+    tables = {t.name: t for t in graph.initializer if len(t.dims) == 2}
+    nodes: list[Any] = []
+    for node in graph.node:
+        if node.op_type == "Gather" and _axis(node) == 0 and _worth_it(tables.get(node.input[0])):
+            nodes += _gather(graph, node, tables[node.input[0]])
+        else:
+            nodes.append(node)
+    graphs.replace(graph.node, nodes)
+    graphs.drop_unused(graph)
+
+
+def to_integers(weight: Array, axis: int) -> tuple[NDArray[np.int8], NDArray[np.float32]]:
+    """Codes in [-127, 127], and the scales that they are to be multiplied by.
+
+    Args:
+        weight: float32, of any shape.
+        axis: of the output channels.
+
+    Returns:
+        int8 of the weight's shape, and float32 that broadcasts against it.
+    """
+    others = tuple(i for i in range(weight.ndim) if i != axis)
+    largest = np.abs(weight).max(axis=others, keepdims=True)
+    scales = (largest / LARGEST).astype(np.float32)
+    scales[scales < np.finfo(np.float32).tiny] = 1.0  # a channel of zeros, or as good as zeros
+    codes = np.clip(np.rint(weight / scales), -LARGEST, LARGEST).astype(np.int8)
+    return codes, scales
+
+
+def _worth_it(tensor: Any) -> bool:
+    import onnx
+
+    return tensor is not None and tensor.data_type == onnx.TensorProto.FLOAT and np.prod(tensor.dims) >= MIN_SIZE
+
+
+def _axis(gather: Any) -> int:
+    return next((a.i for a in gather.attribute if a.name == "axis"), 0)
+
+
+def _add(graph: Any, tensor: Any, axis: int) -> tuple[str, str]:
+    """Add a weight's codes and scales to the initializers, once; returns their names."""
+    import onnx
+
+    names = f"{tensor.name}.int8.{axis}", f"{tensor.name}.scale.{axis}"
+    if names[0] not in {t.name for t in graph.initializer}:
+        for name, values in zip(names, to_integers(graphs.to_array(tensor), axis), strict=True):
+            graph.initializer.append(onnx.numpy_helper.from_array(values, name))
+    return names
+
+
+def _to_float(codes: str, scales: str, output: str) -> list[Any]:
+    from onnx import TensorProto, helper
+
+    return [
+        helper.make_node("Cast", [codes], [f"{output}.cast"], f"{output}.cast", to=TensorProto.FLOAT),
+        helper.make_node("Mul", [f"{output}.cast", scales], [output], output),
+    ]
+
+
+def _gather(graph: Any, node: Any, table: Any) -> list[Any]:
+    from onnx import helper
+
+    output = node.output[0]
+    looked_up = f"{output}.int8", f"{output}.scale"
+    gathers = [
+        helper.make_node("Gather", [source, node.input[1]], [name], name, axis=0)
+        for source, name in zip(_add(graph, table, 0), looked_up, strict=True)
+    ]
+    return gathers + _to_float(*looked_up, output)

@@ -1,0 +1,59 @@
+"""One tower, one target, one precision: which toolchain makes it."""
+
+from __future__ import annotations
+
+from edgeclip.backends.base import Array
+from edgeclip.manifest import Precision, Target, Tower
+from edgeclip.quantize import scheme
+from edgeclip.quantize.made import Made
+
+LIBRARIES: dict[Target, tuple[str, ...]] = {
+    "onnx": ("onnx", "onnxruntime"),
+    "openvino": ("openvino", "nncf"),
+    "tensorrt": ("onnx", "onnxruntime"),
+}
+"""Distributions whose versions an artifact notes."""
+
+
+def produce(
+    model: bytes,
+    tower: Tower,
+    target: Target,
+    precision: Precision,
+    samples: Array | None,
+    keep: frozenset[str] = frozenset(),
+) -> Made:
+    """Quantize a tower.
+
+    Args:
+        model: its fp32 ONNX.
+        samples: what its activations are measured on, uint8 [N, S, S, 3] or int32 [N, C]; weights alone need none.
+        keep: layers that stay in floating point.
+
+    Raises:
+        UsageError: the target has no such precision, a layer in `keep` does not exist, or samples are missing.
+        NonFiniteError: a weight is NaN or infinite.
+        TargetUnavailableError: the toolchain is not installed.
+        ExportError: the toolchain failed.
+    """
+    scheme.check(target, precision)
+    if precision == "w8a8":
+        assert samples is not None
+        return _with_activations(model, tower, target, samples, keep)
+    if target == "openvino":
+        from edgeclip.quantize.ir_weights import quantize_ir_weights
+
+        return quantize_ir_weights(model, tower, bits=4 if precision == "w4a16" else 8, keep=keep)
+    from edgeclip.quantize.onnx_weights import quantize_onnx_weights
+
+    return quantize_onnx_weights(model, keep=keep)
+
+
+def _with_activations(model: bytes, tower: Tower, target: Target, samples: Array, keep: frozenset[str]) -> Made:
+    if target == "openvino":
+        from edgeclip.quantize.ir import quantize_ir
+
+        return quantize_ir(model, tower, samples, keep=keep)
+    from edgeclip.quantize.qdq import quantize_onnx
+
+    return quantize_onnx(model, tower, samples, keep=keep, symmetric=target == "tensorrt")

@@ -1,0 +1,279 @@
+"""From fp32 towers to integer ones whose loss was measured, and fits a budget where there is one."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import cached_property, partial
+from itertools import count
+from typing import TYPE_CHECKING
+
+from edgeclip.backends.base import Array, Embeddings
+from edgeclip.errors import UsageError
+from edgeclip.manifest import Budget, Layer, Precision, Quantization, Step, Target, Tower
+from edgeclip.outcome import Job, draft
+from edgeclip.quantize import scheme
+from edgeclip.quantize.budget import Found, search
+from edgeclip.quantize.layers import check_finite, list_layers
+from edgeclip.quantize.made import Made
+from edgeclip.quantize.produce import produce
+from edgeclip.quantize.sensitivity import distortions
+from edgeclip.quantize.subject import Subject
+
+if TYPE_CHECKING:
+    from edgeclip.quantize.calibration import Calibration
+    from edgeclip.quantize.evaluation import Evaluation
+    from edgeclip.quantize.paired import Drop
+
+RANKED_ON = 32
+"""Samples that layers are ranked on."""
+Progress = Callable[[str], None]
+Towers = dict[Tower, Made]
+Place = tuple[Tower, str]
+"""A layer, by tower and name."""
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What a loss is measured on, and how large it may be."""
+
+    calibration: Calibration | None = None
+    evaluation: Evaluation | None = None
+    max_drop_pt: float | None = None
+    """Percentage points; None only measures."""
+
+
+@dataclass(frozen=True)
+class Quantized:
+    """One tower, quantized."""
+
+    files: dict[str, bytes]
+    """By name within the artifact's folder."""
+    quantization: Quantization
+    failures: tuple[str, ...] = ()
+    """Why it is not within its budget."""
+
+
+class Quantizer:
+    """Quantizes one model for several targets; what they have in common is computed once.
+
+    Raises:
+        NonFiniteError: a weight is NaN or infinite.
+        UsageError: a budget, and nothing to measure it on.
+    """
+
+    def __init__(self, subject: Subject, settings: Settings, progress: Progress = lambda step: None) -> None:
+        for model in subject.models.values():
+            check_finite(model)
+        if settings.max_drop_pt is not None and settings.evaluation is None:
+            raise UsageError("a budget needs data to measure the loss on", hint="--eval DATA, or at least --calib DATA")
+        self._subject = subject
+        self._settings = settings
+        self._progress = progress
+        self._layers = {tower: list_layers(model) for tower, model in subject.models.items()}
+        self._ranks: dict[Precision, dict[Place, float]] = {}
+
+    def make(self, target: Target, precision: Precision) -> dict[Tower, Quantized]:
+        """Quantize every tower.
+
+        Raises:
+            UsageError: the target has no such precision, or there is nothing to calibrate on.
+        """
+        scheme.check(target, precision)
+        samples = {tower: self._samples(tower, precision) for tower in self._subject.models}
+        attempt = _Attempt(self, target, precision, samples)
+        if self._settings.evaluation is None:
+            return self._finished(precision, attempt.make(frozenset()), None, ())
+        if self._settings.max_drop_pt is None:
+            made, lost = attempt(frozenset())
+            return self._finished(precision, made, self._budget(lost, 0, ()), ())
+        rank = partial(self._ranked, precision)
+        found = search(len(self._places(precision)), rank, attempt, self._settings.max_drop_pt)
+        return self._finished(precision, found.best.made, self._budget_of(found), self._failures(found, precision))
+
+    def produce(
+        self, tower: Tower, target: Target, precision: Precision, samples: Array | None, keep: frozenset[str]
+    ) -> Made:
+        """One tower of one candidate."""
+        kept = f", {len(keep)} layers kept" if keep else ""
+        self._progress(f"{target} {precision} {tower}{kept}")
+        return produce(self._subject.models[tower], tower, target, precision, samples, keep)
+
+    def measure(self, target: Target, precision: Precision, made: Towers) -> Drop:
+        """What a candidate loses against fp32."""
+        from edgeclip.quantize.paired import drop
+
+        evaluation = self._settings.evaluation
+        assert evaluation is not None
+        self._progress(f"{target} {precision}: measuring the loss")
+        rows = dict(self._reference)
+        for tower, one in made.items():
+            rows[tower] = self._embed(Job(tower, target, precision), one.files)
+        right = evaluation.right(rows.get("image"), rows.get("text"), self._reference_pair)
+        return drop(self._right, right)
+
+    @cached_property
+    def _reference(self) -> dict[Tower, Embeddings]:
+        """The fp32 embeddings of the evaluation set, by ONNX Runtime."""
+        self._progress("fp32 embeddings of the evaluation set")
+        return {
+            tower: self._embed(Job(tower, "onnx", "fp32"), {f"{tower}.onnx": model})
+            for tower, model in self._subject.models.items()
+        }
+
+    @property
+    def _reference_pair(self) -> tuple[Embeddings | None, Embeddings | None]:
+        return self._reference.get("image"), self._reference.get("text")
+
+    @cached_property
+    def _right(self) -> Array:
+        """Which samples fp32 gets right."""
+        evaluation = self._settings.evaluation
+        assert evaluation is not None
+        return evaluation.right(*self._reference_pair, self._reference_pair)
+
+    def _embed(self, job: Job, files: dict[str, bytes]) -> Embeddings:
+        evaluation = self._settings.evaluation
+        assert evaluation is not None
+        inputs = evaluation.pixels if job.tower == "image" else evaluation.ids
+        assert inputs is not None
+        subject = self._subject
+        artifact = draft(job, files, subject.preprocess, subject.embed_dim, opset=subject.opset, libraries=())
+        return subject.embed(artifact, files, inputs)
+
+    def _samples(self, tower: Tower, precision: Precision) -> Array | None:
+        """What activations are measured on."""
+        if not scheme.needs_calibration(precision):
+            return None
+        calibration = self._settings.calibration
+        if calibration is None:
+            raise UsageError(
+                f"{precision} needs calibration data: the ranges of activations have to be measured",
+                hint="--calib FOLDER, shards or a caption file; 300 pictures of the kind that the device will see",
+            )
+        if tower == "image":
+            return calibration.pixels
+        if calibration.ids is None:
+            raise UsageError(
+                "the calibration data has no texts for the text tower",
+                hint="--calib-texts FILE with one text a line, or --tower image",
+            )
+        return calibration.ids
+
+    def _places(self, precision: Precision) -> list[Place]:
+        """The layers that a precision quantizes."""
+        return [
+            (tower, layer.name)
+            for tower, layers in self._layers.items()
+            for layer in layers
+            if layer.weighted or precision == "w8a8"
+        ]
+
+    def _ranked(self, precision: Precision) -> list[Place]:
+        """Layers of all towers, the most sensitive first."""
+        if precision not in self._ranks:
+            self._ranks[precision] = self._distortions(precision)
+        found = self._ranks[precision]
+        return sorted(found, key=lambda place: -found[place])
+
+    def _distortions(self, precision: Precision) -> dict[Place, float]:
+        found: dict[Place, float] = {}
+        for tower, model in self._subject.models.items():
+            told = partial(self._tell_rank, tower, count(1))
+            values = distortions(model, self._any_samples(tower), precision, advance=told)
+            found |= {(tower, name): value for name, value in values.items()}
+        return found
+
+    def _tell_rank(self, tower: Tower, numbers: Iterator[int], amount: int) -> None:
+        self._progress(f"ranking the layers of the {tower} tower: {next(numbers)} of {len(self._layers[tower])}")
+
+    def _any_samples(self, tower: Tower) -> Array:
+        """What layers are ranked on: calibration data, or else the beginning of the evaluation set."""
+        calibration, evaluation = self._settings.calibration, self._settings.evaluation
+        given = None if calibration is None else calibration.pixels if tower == "image" else calibration.ids
+        if given is None:
+            assert evaluation is not None
+            given = evaluation.pixels if tower == "image" else evaluation.ids
+        assert given is not None
+        return given[:RANKED_ON]
+
+    def _budget_of(self, found: Found[Towers]) -> Budget:
+        return self._budget(found.best.drop, found.best.kept, found.steps)
+
+    def _budget(self, lost: Drop, kept: int, steps: tuple[Step, ...]) -> Budget:
+        evaluation = self._settings.evaluation
+        assert evaluation is not None
+        return Budget(
+            data=evaluation.data,
+            metric=evaluation.metric,
+            n=lost.n,
+            max_drop_pt=self._settings.max_drop_pt,
+            reference=float(self._right.mean()),
+            drop_pt=round(lost.drop_pt, 4),
+            low_pt=round(lost.low_pt, 4),
+            high_pt=round(lost.high_pt, 4),
+            kept=kept,
+            steps=steps,
+        )
+
+    def _failures(self, found: Found[Towers], precision: Precision) -> tuple[str, ...]:
+        if found.fits:
+            return ()
+        lost = found.best.drop
+        worst = ", ".join(f"{tower} {name}" for tower, name in self._ranked(precision)[:3])
+        return (
+            f"loses {lost.drop_pt:.2f} points (95 % bound {lost.high_one_sided_pt:.2f}), "
+            f"the budget is {self._settings.max_drop_pt:g}; most sensitive: {worst}",
+        )
+
+    def _finished(
+        self, precision: Precision, made: Towers, budget: Budget | None, failures: tuple[str, ...]
+    ) -> dict[Tower, Quantized]:
+        calibration = self._settings.calibration
+        spec = calibration.spec if calibration is not None and scheme.needs_calibration(precision) else None
+        return {
+            tower: Quantized(
+                one.files,
+                Quantization(layers=self._table(tower, precision, one), calibration=spec, budget=budget),
+                failures,
+            )
+            for tower, one in made.items()
+        }
+
+    def _table(self, tower: Tower, precision: Precision, made: Made) -> tuple[Layer, ...]:
+        ranks = self._ranks.get(precision, {})
+        return tuple(
+            Layer(
+                name=layer.name,
+                op=layer.op,
+                precision=precision if layer.name in made.quantized else "fp32",
+                distortion=ranks.get((tower, layer.name)),
+            )
+            for layer in self._layers[tower]
+        )
+
+
+class _Attempt:
+    """Quantizes all but some layers; a tower whose layers are the same as before is not made anew."""
+
+    def __init__(
+        self, quantizer: Quantizer, target: Target, precision: Precision, samples: dict[Tower, Array | None]
+    ) -> None:
+        self._quantizer = quantizer
+        self._target: Target = target
+        self._precision: Precision = precision
+        self._samples = samples
+        self._last: dict[Tower, tuple[frozenset[str], Made]] = {}
+
+    def __call__(self, keep: frozenset[Place]) -> tuple[Towers, Drop]:
+        made = self.make(keep)
+        return made, self._quantizer.measure(self._target, self._precision, made)
+
+    def make(self, keep: frozenset[Place]) -> Towers:
+        return {tower: self._tower(tower, frozenset(name for t, name in keep if t == tower)) for tower in self._samples}
+
+    def _tower(self, tower: Tower, keep: frozenset[str]) -> Made:
+        if tower not in self._last or self._last[tower][0] != keep:
+            made = self._quantizer.produce(tower, self._target, self._precision, self._samples[tower], keep)
+            self._last[tower] = keep, made
+        return self._last[tower][1]

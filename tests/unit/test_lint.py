@@ -1,0 +1,172 @@
+"""What TensorRT would refuse is found, with the node's name and what to do about it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+from onnx import TensorProto, helper, numpy_helper
+
+from edgeclip.errors import ExportError
+from edgeclip.quantize.lint import Finding, lint
+
+INT8, UINT8, ONE = np.int8(0), np.uint8(0), np.float32(0.1)
+WEIGHT = np.ones((4, 4), np.int8)
+node = helper.make_node
+
+
+def model(*nodes: Any, opset: int = 17, shape: tuple[int | str, ...] = ("batch", 4), x: int = TensorProto.FLOAT, **constants: Any) -> bytes:  # fmt: skip
+    """A graph of x to y."""
+    inputs = [helper.make_tensor_value_info("x", x, shape)]
+    outputs = [helper.make_tensor_value_info("y", TensorProto.FLOAT, ["batch", 4])]
+    tensors = [numpy_helper.from_array(np.asarray(value), name) for name, value in constants.items()]
+    graph = helper.make_graph(list(nodes), "g", inputs, outputs, tensors)
+    opsets = [helper.make_opsetid("", opset), helper.make_opsetid("com.microsoft", 1)]
+    return helper.make_model(graph, opset_imports=opsets, ir_version=10).SerializeToString()
+
+
+def conversions(scale: Any = ONE, zero: Any = INT8) -> bytes:
+    """x, quantized and dequantized."""
+    nodes = (
+        node("QuantizeLinear", ["x", "s", "z"], ["q"], "to"),
+        node("DequantizeLinear", ["q", "s", "z"], ["y"], "from"),
+    )
+    return model(*nodes, s=scale, z=zero)
+
+
+def weighted(op: str, axis: int, scales: Any, **attributes: Any) -> bytes:
+    """A layer named `layer` whose weight is dequantized."""
+    nodes = (
+        node("DequantizeLinear", ["w", "s"], ["v"], "convert", axis=axis),
+        node(op, ["x", "v"], ["y"], "layer", **attributes),
+    )
+    return model(*nodes, w=WEIGHT, s=np.float32(scales))
+
+
+def only(found: list[Finding]) -> tuple[str, str]:
+    """Rule and node of findings that all agree on the rule."""
+    assert len({finding.rule for finding in found}) == 1, found
+    return found[0].rule, found[0].node
+
+
+def test_a_sound_graph_has_no_findings() -> None:
+    assert lint(conversions()) == []
+    assert lint(weighted("MatMul", 1, [0.1] * 4)) == []
+    assert lint(weighted("Gemm", 0, [0.1] * 4, transB=1)) == []
+    assert lint(weighted("MatMul", 0, 0.1)) == []
+    assert lint(model(node("Cast", ["x"], ["y"], to=TensorProto.FLOAT), x=TensorProto.UINT8)) == []
+    assert lint(model(node("Gelu", ["x"], ["y"], domain="com.microsoft"))) == []
+
+
+@pytest.mark.parametrize("opset", [16, 21])
+def test_opset(opset: int) -> None:
+    [finding] = lint(model(node("Relu", ["x"], ["y"]), opset=opset))
+    assert finding == Finding("", "opset", f"opset {opset}: export at 17 to 20")
+
+
+@pytest.mark.parametrize(("axis", "shown"), [("width", "width"), (None, "without a name")])
+def test_dynamic_axis(axis: str | None, shown: str) -> None:
+    [finding] = lint(model(node("Relu", ["x"], ["y"]), shape=("batch", axis)))  # type: ignore[arg-type]
+    assert finding == Finding("x", "dynamic-axis", f"axis 1 ({shown}) is dynamic: only batch and context may be")
+
+
+@pytest.mark.parametrize("op", ["MatMulInteger", "ConvInteger", "DynamicQuantizeLinear", "QLinearMatMul", "QLinearConv", "SequenceAt", "Unique"])  # fmt: skip
+def test_operator(op: str) -> None:
+    found = [f for f in lint(model(node(op, ["x"], ["y"], "here"))) if f.rule != "types"]
+    assert [(f.node, f.rule) for f in found] == [("here", "operator")]
+    assert f"{op} is not supported" in found[0].advice
+
+
+def test_types() -> None:
+    [finding] = [f for f in lint(model(node("QLinearConv", ["x"], ["y"], "here"))) if f.rule == "types"]
+    assert finding.node == ""
+    assert "the graph's types contradict each other" in finding.advice
+
+
+def test_operator_of_another_domain() -> None:
+    [finding] = lint(model(node("QuickGelu", ["x"], ["y"], "here", domain="com.microsoft")))
+    assert finding == Finding("here", "operator", "com.microsoft.QuickGelu is unknown: use standard operators")
+
+
+def test_attention() -> None:
+    [finding] = lint(model(node("Attention", ["x", "x", "x"], ["y"], "here")))
+    assert (finding.node, finding.rule) == ("here", "attention")
+
+
+def test_antialias() -> None:
+    resize = node("Resize", ["x", "", "s"], ["y"], "here", antialias=1, mode="cubic")
+    assert only(lint(model(resize, opset=18, s=np.ones(2, np.float32)))) == ("antialias", "here")
+    plain = node("Resize", ["x", "", "s"], ["y"], "here", mode="cubic")
+    assert lint(model(plain, opset=18, s=np.ones(2, np.float32))) == []
+
+
+@pytest.mark.parametrize("scale", [0.0, -0.1, np.nan, np.inf])
+def test_scale(scale: float) -> None:
+    assert only(lint(conversions(np.float32(scale)))) == ("scale", "to")
+
+
+def test_a_scale_that_is_computed() -> None:
+    nodes = (node("Abs", ["c"], ["s"], "abs"), node("QuantizeLinear", ["x", "s", "z"], ["q"], "to"), node("DequantizeLinear", ["q", "c", "z"], ["y"], "from"))  # fmt: skip
+    [finding] = lint(model(*nodes, c=ONE, z=INT8))
+    assert finding == Finding("to", "scale", "scale s is computed: it must be a constant")
+
+
+@pytest.mark.parametrize(
+    ("zero", "advice"),
+    [
+        (np.int8(3), "zero point z is not 0"),
+        (np.uint8(128), "zero point z is not 0"),
+        (UINT8, "uint8, which saturates"),
+    ],
+)
+def test_zero_point(zero: Any, advice: str) -> None:
+    found = lint(conversions(zero=zero))
+    assert [(f.node, f.rule) for f in found] == [("to", "zero-point"), ("from", "zero-point")]
+    assert advice in found[0].advice
+
+
+def test_a_zero_point_left_out_means_uint8() -> None:
+    nodes = (node("QuantizeLinear", ["x", "s"], ["q"], "to"), node("DequantizeLinear", ["q", "s"], ["y"], "from"))
+    found = lint(model(*nodes, s=ONE))
+    assert [(f.node, f.rule) for f in found] == [("to", "zero-point"), ("from", "zero-point")]
+
+
+def test_integer_bias() -> None:
+    nodes = (node("DequantizeLinear", ["b", "s"], ["c"], "bias"), node("Add", ["x", "c"], ["y"], "add"))
+    assert only(lint(model(*nodes, b=np.ones(4, np.int32), s=ONE))) == ("integer-bias", "bias")
+
+
+@pytest.mark.parametrize(("op", "axis", "attributes"), [("MatMul", 0, {}), ("Gemm", 1, {"transB": 1}), ("Gemm", 0, {})])
+def test_weight_axis(op: str, axis: int, attributes: dict[str, int]) -> None:
+    [finding] = lint(weighted(op, axis, [0.1] * 4, **attributes))
+    wanted = 1 - axis
+    assert finding == Finding("layer", "weight-axis", f"scales of w lie on axis {axis}, output channels on {wanted}")
+
+
+def test_integer_input() -> None:
+    nodes = (node("Transpose", ["x"], ["t"], "turn"), node("Cast", ["t"], ["y"], to=TensorProto.FLOAT))
+    [finding] = lint(model(*nodes, x=TensorProto.UINT8))
+    assert finding == Finding("turn", "integer-input", "Transpose of the uint8 x: cast it to float first")
+
+
+def test_codes_that_are_not_dequantized() -> None:
+    nodes = (node("Cast", ["w"], ["v"], "cast", to=TensorProto.FLOAT), node("MatMul", ["x", "v"], ["y"], "layer"))
+    [finding] = lint(model(*nodes, w=WEIGHT))
+    assert finding == Finding("cast", "integer-input", "Cast of the int8 w: put DequantizeLinear in between")
+
+
+@pytest.mark.parametrize("op", ["MatMul", "Gemm", "Add"])
+def test_mixed_types(op: str) -> None:
+    [finding] = lint(model(node(op, ["x", "w"], ["y"], "here"), w=np.ones((4, 4), np.float16)))
+    assert finding == Finding("here", "mixed-types", f"{op} of float and float16: cast one to the other's type")
+
+
+def test_mixed_types_of_computed_values() -> None:
+    nodes = (node("Cast", ["x"], ["h"], to=TensorProto.FLOAT16), node("MatMul", ["h", "w"], ["y"], "here"))
+    assert only(lint(model(*nodes, w=np.ones((4, 4), np.float32)))) == ("mixed-types", "here")
+
+
+def test_what_is_no_model_is_refused() -> None:
+    with pytest.raises(ExportError, match="not an ONNX model"):
+        lint(b"plan")
