@@ -101,6 +101,11 @@ def run_onnx(model: bytes, tower: Tower, **entries: str) -> np.ndarray[Any, Any]
 
 
 def run_openvino(model: bytes, tower: Tower) -> np.ndarray[Any, Any]:
+    result: np.ndarray[Any, Any] = compiled(model).create_infer_request().infer([inputs(tower)])[0].copy()
+    return result
+
+
+def compiled(model: bytes) -> Any:
     """Without its dynamic quantization, which rounds activations that the model does not."""
     import openvino
 
@@ -110,9 +115,7 @@ def run_openvino(model: bytes, tower: Tower) -> np.ndarray[Any, Any]:
         "INFERENCE_NUM_THREADS": 1,
         "DYNAMIC_QUANTIZATION_GROUP_SIZE": 0,
     }
-    compiled = core.compile_model(core.read_model(io.BytesIO(model)), "CPU", settings)
-    result: np.ndarray[Any, Any] = compiled.create_infer_request().infer([inputs(tower)])[0].copy()
-    return result
+    return core.compile_model(core.read_model(io.BytesIO(model)), "CPU", settings)
 
 
 @pytest.mark.parametrize("tower", TOWERS)
@@ -143,10 +146,21 @@ def test_openvino_agrees(scheme: str, tower: Tower) -> None:
 
 
 @pytest.mark.parametrize("tower", TOWERS)
-def test_every_layer_with_weights_is_quantized(tower: Tower) -> None:
+@pytest.mark.parametrize("scheme", ["w8a8", "w8a8-symmetric"])
+def test_openvino_computes_with_integers(scheme: str, tower: Tower) -> None:
+    model = made(tower, SCHEMES[scheme])[1]
+    facts = [op.get_rt_info() for op in compiled(model.files[f"{tower}.onnx"]).get_runtime_model().get_ordered_ops()]
+    kinds = [(fact["layerType"].astype(str), fact["runtimePrecision"].astype(str)) for fact in facts]
+    found = [precision for layer, precision in kinds if layer in ("Convolution", "FullyConnected")]
+    assert set(found) <= {"u8", "i8"} and len(found) >= len(model.quantized)
+
+
+@pytest.mark.parametrize("tower", TOWERS)
+@pytest.mark.parametrize("scheme", ["w8a8", "w4a16-groups"])
+def test_every_layer_with_weights_is_quantized(scheme: str, tower: Tower) -> None:
     import onnx
 
-    model = made(tower, SCHEMES["w8a8"])[1]
+    model = made(tower, SCHEMES[scheme])[1]
     read = onnx.load_from_string(model.files[f"{tower}.onnx"])
     assert model.quantized == {layer.name for layer in layers_of(read.graph) if layer.weighted}
     kept = [t.name for t in read.graph.initializer if t.data_type == onnx.TensorProto.FLOAT and len(t.dims) > 1]
