@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from edgeclip.quantize.evaluation import Evaluation
     from edgeclip.quantize.paired import Drop
 
+TEXTS = "--calib-texts FILE with one text a line, or --tower image"
 RANKED_ON = 32
 """Samples that layers are ranked on."""
 Progress = Callable[[str], None]
@@ -110,7 +111,7 @@ class Quantizer:
         for tower, one in made.items():
             rows[tower] = self._embed(Job(tower, target, precision), one.files)
         right = evaluation.right(rows.get("image"), rows.get("text"), self._reference_pair)
-        return drop(self._right, right)
+        return drop(self._right, right, groups=evaluation.groups)
 
     @cached_property
     def _reference(self) -> dict[Tower, Embeddings]:
@@ -136,7 +137,8 @@ class Quantizer:
         evaluation = self._settings.evaluation
         assert evaluation is not None
         inputs = evaluation.pixels if job.tower == "image" else evaluation.ids
-        assert inputs is not None
+        if inputs is None:
+            raise UsageError("there are no texts to measure the text tower on", hint=TEXTS)
         subject = self._subject
         artifact = draft(job, files, subject.preprocess, subject.embed_dim, opset=subject.opset, libraries=())
         return subject.embed(artifact, files, inputs)
@@ -156,7 +158,7 @@ class Quantizer:
         if calibration.ids is None:
             raise UsageError(
                 "the calibration data has no texts for the text tower",
-                hint="--calib-texts FILE with one text a line, or --tower image",
+                hint=TEXTS,
             )
         return calibration.ids
 
