@@ -144,10 +144,10 @@ class Quantizer:
         return subject.embed(artifact, files, inputs)
 
     def _samples(self, tower: Tower, precision: Precision) -> Array | None:
-        """What activations are measured on."""
-        if not scheme.needs_calibration(precision):
-            return None
+        """What activations are measured on; for weights alone, what there is."""
         calibration = self._settings.calibration
+        if not scheme.needs_calibration(precision):
+            return None if calibration is None else calibration.pixels if tower == "image" else calibration.ids
         if calibration is None:
             raise UsageError(
                 f"{precision} needs calibration data: the ranges of activations have to be measured",
@@ -232,7 +232,7 @@ class Quantizer:
         self, precision: Precision, made: Towers, budget: Budget | None, failures: tuple[str, ...]
     ) -> dict[Tower, Quantized]:
         calibration = self._settings.calibration
-        spec = calibration.spec if calibration is not None and scheme.needs_calibration(precision) else None
+        spec = calibration.spec if calibration is not None and precision != "w8a16" else None
         return {
             tower: Quantized(
                 one.files,

@@ -1,8 +1,8 @@
 # The teacher, the pair of student and control over three seeds, and the ablation over the losses:
 #
-#   make -f train/models.mk teacher          more than an hour on two CPU cores (not run to its end yet)
-#   make -f train/models.mk -j2 pairs        two runs side by side, a thread and about 7 minutes each
-#   make -f train/models.mk -j2 ablation     (not run yet)
+#   make -f train/models.mk teacher          an hour and a half on two CPU cores
+#   make -f train/models.mk -j2 pairs        two runs side by side, a thread and a quarter of an hour each
+#   make -f train/models.mk -j2 ablation     seven short runs
 #   make -f train/models.mk table            Markdown of all that is there
 #
 # What was interrupted goes on where it was. EDGECLIP_DATA names the folder that holds train/ and eval/.

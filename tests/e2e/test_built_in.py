@@ -25,7 +25,7 @@ def test_it_is_small_whole_and_says_where_it_comes_from() -> None:
     bundle.verify_files()
     assert BUILT_IN.stat().st_size <= 12_000_000
     origin = bundle.manifest.provenance
-    assert origin.licence == "MIT" and "Tiny ImageNet" in origin.data and origin.recipe.startswith("control")
+    assert origin.licence == "MIT" and "Tiny ImageNet" in origin.data and origin.recipe.startswith("student")
     assert not bundle.manifest.model.random_weights
 
 
