@@ -30,6 +30,17 @@ def captions(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return pictures.table(tmp_path_factory.mktemp("calibration") / "captions.csv", 24)
 
 
+@pytest.fixture(scope="module")
+def texts(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A file of 60 sentences that have little in common."""
+    things = ["a black dog", "two children", "the old bridge", "a bowl of soup", "red flowers", "an aeroplane"]
+    places = ["on the beach", "in front of a house", "under a tree", "by night", "seen from above"]
+    ways = ["a photo of {} {}.", "{}, waiting {}"]
+    path = tmp_path_factory.mktemp("texts") / "texts.txt"
+    path.write_text("\n".join(way.format(thing, place) for way in ways for thing in things for place in places))
+    return path
+
+
 @pytest.fixture
 def calibration(captions: Path) -> Calibration:
     bundle = Bundle.open(BUILT_IN)
@@ -50,9 +61,12 @@ def quantized(path: Path, target: Target, precision: str = "w8a8") -> list[Quant
 
 
 @pytest.mark.parametrize("target", TARGETS)
-def test_an_integer_artifact_is_added_measured_and_runs(bundle: Path, captions: Path, target: Target) -> None:
+def test_an_integer_artifact_is_added_measured_and_runs(
+    bundle: Path, captions: Path, texts: Path, target: Target
+) -> None:
     before = Bundle.open(bundle).manifest.artifacts
-    done = cli.edgeclip("quantize", bundle, "--target", target, "--precision", "int8", "--calib", captions, "--json")
+    asked = ["--target", target, "--precision", "int8", "--calib", captions, "--calib-texts", texts, "--json"]
+    done = cli.edgeclip("quantize", bundle, *asked)
     assert done.returncode == 0, done.stderr
     assert all(artifact in Bundle.open(bundle).manifest.artifacts for artifact in before)
     image, text = quantized(bundle, target)
@@ -155,14 +169,15 @@ def test_the_search_spares_the_layers_that_outliers_break(calibration: Calibrati
     evaluation = agreement(calibration)
     plain = Quantizer(planted, Settings(calibration, evaluation)).make("onnx", "w8a8")["image"]
     assert plain.quantization.budget is not None
-    assert plain.quantization.budget.drop_pt > 10  # agreement below 90 %
+    broken = plain.quantization.budget.drop_pt
+    assert broken > 10  # agreement below 90 %
 
     allowed = 25.0  # two dozen pictures leave a wide interval even where none is lost
     made = Quantizer(planted, Settings(calibration, evaluation, allowed)).make("onnx", "w8a8")["image"]
     budget = made.quantization.budget
     assert budget is not None
     assert not made.failures
-    assert budget.drop_pt <= 5
+    assert budget.drop_pt < broken / 2
     layers = made.quantization.layers
     spared = [layer.name for layer in layers if layer.precision == "fp32"]
     convolutions = [layer.name for layer in layers if layer.op == "Conv"]
