@@ -47,4 +47,4 @@ runs/ablation-inherited/scores.json: | models/edge-t
 	$(BIN)/edgeclip train control --resume --quiet name=ablation-inherited model.init_from=models/edge-t $(ABLATION) loop.threads=1
 
 runs/ablation-%/scores.json: | runs/views/store.json
-	$(BIN)/edgeclip distill student --resume --quiet name=ablation-$* 'distill.weights={$*=$(if $(filter feature relational,$*),20.0,1.0)}' $(ABLATION) loop.threads=1
+	$(BIN)/edgeclip distill student --resume --quiet name=ablation-$* 'distill.weights={$*=$(if $(filter feature relational,$*),20.0,1.0)}' $(if $(filter soft,$*),distill.temperature=4.0) $(ABLATION) loop.threads=1
