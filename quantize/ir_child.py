@@ -45,6 +45,7 @@ def main(folder: Path) -> None:
     made = _MAKERS[options["precision"]](model, options, _samples(folder))
     names = ir_graph.integer_layers(made, activations=options["precision"] == "w8a8")
     ir_graph.halve(made)
+    ir_graph.rename(made)
     (folder / "quantized.json").write_text(json.dumps(names), "utf-8")
     xml = folder / f"{options['tower']}.xml"
     ov.save_model(made, xml, compress_to_fp16=False)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable
 from importlib import import_module
 from typing import Any
@@ -136,6 +137,14 @@ def turn_weights(model: Any) -> None:
 def _replace(node: Any, other: Any) -> None:
     other.set_friendly_name(node.get_friendly_name())
     node.output(0).replace(other.output(0))
+
+
+def rename(model: Any) -> None:
+    """Number the nodes that nobody named by their place: OpenVINO names them by a counter that differs between runs."""
+    for place, node in enumerate(model.get_ordered_ops()):
+        kind = node.get_type_name()
+        if kind not in LAYERS and re.fullmatch(rf"{kind}_\d+", node.get_friendly_name()):
+            node.set_friendly_name(f"{kind}_{place}")
 
 
 def halve(model: Any) -> None:

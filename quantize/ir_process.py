@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 import tempfile
@@ -88,10 +89,15 @@ def _run(folder: Path) -> None:
         raise ExportError(f"nncf: quantizing took longer than {TIME_LIMIT_S} s") from exc
     if done.returncode == 0:
         return
-    lines = done.stderr.strip().splitlines()
-    last = lines[-1] if lines else "no message"
+    reason = _reason(done.stderr)
     for library in ("nncf", "openvino"):
-        if last == f"ModuleNotFoundError: No module named '{library}'":
+        if reason == f"ModuleNotFoundError: No module named '{library}'":
             raise graphs.missing(library)
-    how = f"was killed by signal {-done.returncode}" if done.returncode < 0 else f"failed: {last}"
+    how = f"was killed by signal {-done.returncode}" if done.returncode < 0 else f"failed: {reason}"
     raise ExportError(f"nncf: quantizing {how}")
+
+
+def _reason(output: str) -> str:
+    """The exception's line, or the last two of a message of many lines, as OpenVINO writes them."""
+    lines = output.strip().splitlines() or ["no message"]
+    return lines[-1] if re.match(r"[\w.]+: ", lines[-1]) else " ".join(lines[-2:])

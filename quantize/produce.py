@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 from edgeclip.backends.base import Array
 from edgeclip.manifest import Precision, Target, Tower
 from edgeclip.quantize import scheme
@@ -27,7 +29,8 @@ def produce(
 
     Args:
         model: its fp32 ONNX.
-        samples: what its activations are measured on, uint8 [N, S, S, 3] or int32 [N, C]; weights alone need none.
+        samples: what its activations are measured on, uint8 [N, S, S, 3] or int32 [N, C]. 8-bit weights alone need
+            none; the rounding of 4-bit ones is corrected on them where there are any.
         keep: layers that stay in floating point.
 
     Raises:
@@ -43,7 +46,8 @@ def produce(
     if target == "openvino":
         from edgeclip.quantize.ir_weights import quantize_ir_weights
 
-        return quantize_ir_weights(model, tower, bits=4 if precision == "w4a16" else 8, keep=keep)
+        bits: Literal[4, 8] = 4 if precision == "w4a16" else 8
+        return quantize_ir_weights(model, tower, bits=bits, keep=keep, samples=samples if bits == 4 else None)
     from edgeclip.quantize.onnx_weights import quantize_onnx_weights
 
     return quantize_onnx_weights(model, keep=keep)

@@ -42,7 +42,8 @@ def quantize_onnx(
     Args:
         model: fp32, as `edgeclip.export` or `widen` makes it.
         samples: the tower's inputs: uint8 [N, S, S, 3] pixels or int32 [N, C] token ids.
-        keep: names of layers that stay in float.
+        keep: names of layers that stay in float. Without `symmetric`, so do the convolutions that feed them, whose
+            outputs would be rounded otherwise.
 
     Returns:
         `{tower}.onnx`, self-contained, the same bytes each time.
@@ -58,6 +59,8 @@ def quantize_onnx(
     found = layers.layers_of(parsed.graph)
     layers.check_kept(keep, found)
     layers.check_finite_in(parsed.graph)
+    if not symmetric:
+        keep = keep | _feeding(parsed.graph, keep)
     chosen = _choose(found, keep, symmetric)
     measured = extremes.measure(model, samples)
     if symmetric:
@@ -75,6 +78,23 @@ def _choose(found: list[layers.LayerInfo], keep: frozenset[str], symmetric: bool
     convolutions = [layer.name for layer in found if layer.op == "Conv"]
     spared = {found[-1].name, *(convolutions[:1] if symmetric or len(convolutions) == 1 else ())}
     return [layer.name for layer in found if layer.weighted and layer.name not in keep | spared]
+
+
+def _feeding(graph: Any, keep: frozenset[str]) -> set[str]:
+    """The convolutions whose outputs some layers read, with no other layer in between."""
+    made_by = {name: node for node in graph.node for name in node.output}
+    waiting = [name for node in graph.node if node.name in keep for name in node.input]
+    seen, found = set[str](), set[str]()
+    while waiting:
+        node = made_by.get(name := waiting.pop())
+        if node is None or name in seen:
+            continue
+        seen.add(name)
+        if node.op_type == "Conv":
+            found.add(node.name)
+        elif node.op_type not in layers.OPS:
+            waiting += node.input
+    return found
 
 
 def _float_first(graph: Any) -> None:

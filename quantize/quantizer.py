@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from edgeclip.quantize.evaluation import Evaluation
     from edgeclip.quantize.paired import Drop
 
+TEXTS = "--calib-texts FILE with one text a line, or --tower image"
 RANKED_ON = 32
 """Samples that layers are ranked on."""
 Progress = Callable[[str], None]
@@ -110,7 +111,7 @@ class Quantizer:
         for tower, one in made.items():
             rows[tower] = self._embed(Job(tower, target, precision), one.files)
         right = evaluation.right(rows.get("image"), rows.get("text"), self._reference_pair)
-        return drop(self._right, right)
+        return drop(self._right, right, groups=evaluation.groups)
 
     @cached_property
     def _reference(self) -> dict[Tower, Embeddings]:
@@ -136,16 +137,17 @@ class Quantizer:
         evaluation = self._settings.evaluation
         assert evaluation is not None
         inputs = evaluation.pixels if job.tower == "image" else evaluation.ids
-        assert inputs is not None
+        if inputs is None:
+            raise UsageError("there are no texts to measure the text tower on", hint=TEXTS)
         subject = self._subject
         artifact = draft(job, files, subject.preprocess, subject.embed_dim, opset=subject.opset, libraries=())
         return subject.embed(artifact, files, inputs)
 
     def _samples(self, tower: Tower, precision: Precision) -> Array | None:
-        """What activations are measured on."""
-        if not scheme.needs_calibration(precision):
-            return None
+        """What activations are measured on; for weights alone, what there is."""
         calibration = self._settings.calibration
+        if not scheme.needs_calibration(precision):
+            return None if calibration is None else calibration.pixels if tower == "image" else calibration.ids
         if calibration is None:
             raise UsageError(
                 f"{precision} needs calibration data: the ranges of activations have to be measured",
@@ -156,7 +158,7 @@ class Quantizer:
         if calibration.ids is None:
             raise UsageError(
                 "the calibration data has no texts for the text tower",
-                hint="--calib-texts FILE with one text a line, or --tower image",
+                hint=TEXTS,
             )
         return calibration.ids
 
@@ -230,7 +232,7 @@ class Quantizer:
         self, precision: Precision, made: Towers, budget: Budget | None, failures: tuple[str, ...]
     ) -> dict[Tower, Quantized]:
         calibration = self._settings.calibration
-        spec = calibration.spec if calibration is not None and scheme.needs_calibration(precision) else None
+        spec = calibration.spec if calibration is not None and precision != "w8a16" else None
         return {
             tower: Quantized(
                 one.files,

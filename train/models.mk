@@ -1,8 +1,9 @@
 # The teacher, the pair of student and control over three seeds, and the ablation over the losses:
 #
-#   make -f train/models.mk teacher          more than an hour on two CPU cores (not run to its end yet)
-#   make -f train/models.mk -j2 pairs        two runs side by side, a thread and about 7 minutes each
-#   make -f train/models.mk -j2 ablation     (not run yet)
+#   make -f train/models.mk teacher          an hour and a half on two CPU cores
+#   make -f train/models.mk -j2 pairs        two runs side by side, a thread and a quarter of an hour each
+#   make -f train/models.mk inherited        the control with the teacher's weights to begin with, a quarter of an hour
+#   make -f train/models.mk -j2 ablation     seven short runs
 #   make -f train/models.mk table            Markdown of all that is there
 #
 # What was interrupted goes on where it was. EDGECLIP_DATA names the folder that holds train/ and eval/.
@@ -11,15 +12,16 @@ RANKS ?= 2
 SEEDS = 0 1 2
 ABLATION = loop.epochs=0 loop.steps=300
 LOSSES = affinity feature interactive relational soft
-TABLE = student control ablation-random ablation-inherited $(LOSSES:%=ablation-%)
+TABLE = student control inherited ablation-random ablation-inherited $(LOSSES:%=ablation-%)
 
 export EDGECLIP_DATA ?= ../shared/data
 
-.PHONY: teacher pairs ablation table
+.PHONY: teacher pairs inherited ablation table
 .PRECIOUS: runs/%/scores.json
 
 teacher: models/edge-t
 pairs: $(foreach seed,$(SEEDS),runs/student-$(seed)/scores.json runs/control-$(seed)/scores.json)
+inherited: runs/inherited-0/scores.json
 ablation: runs/ablation-random/scores.json runs/ablation-inherited/scores.json $(LOSSES:%=runs/ablation-%/scores.json)
 
 table:
@@ -40,6 +42,9 @@ runs/student-%/scores.json: | runs/views/store.json
 runs/control-%/scores.json:
 	$(BIN)/edgeclip train control --resume --quiet name=control-$* seed=$* loop.threads=1
 
+runs/inherited-%/scores.json: | models/edge-t
+	$(BIN)/edgeclip train control --resume --quiet name=inherited-$* seed=$* model.init_from=models/edge-t loop.threads=1
+
 runs/ablation-random/scores.json:
 	$(BIN)/edgeclip train control --resume --quiet name=ablation-random $(ABLATION) loop.threads=1
 
@@ -47,4 +52,4 @@ runs/ablation-inherited/scores.json: | models/edge-t
 	$(BIN)/edgeclip train control --resume --quiet name=ablation-inherited model.init_from=models/edge-t $(ABLATION) loop.threads=1
 
 runs/ablation-%/scores.json: | runs/views/store.json
-	$(BIN)/edgeclip distill student --resume --quiet name=ablation-$* 'distill.weights={$*=$(if $(filter feature relational,$*),20.0,1.0)}' $(ABLATION) loop.threads=1
+	$(BIN)/edgeclip distill student --resume --quiet name=ablation-$* 'distill.weights={$*=$(if $(filter feature relational,$*),20.0,1.0)}' $(if $(filter soft,$*),distill.temperature=4.0) $(ABLATION) loop.threads=1

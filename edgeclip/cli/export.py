@@ -103,7 +103,7 @@ def command(
             force=force,
             keep_going=keep_going,
             allow_below_gate=allow_below_gate,
-            settings=measuring.settings(opened.preprocess, tokenizer, begin),
+            settings=measuring.settings(output, opened.preprocess, tokenizer, begin),
             progress=begin,
         )
     show(output, outcomes)

@@ -75,7 +75,7 @@ def command(
                 raise ExportExistsError(f"{bundle}: has {job} already", hint="--force replaces it")
         spec = opened.manifest.tokenizer
         tokenizer = Tokenizer(opened.read(spec.file), spec) if spec else None
-        settings = measuring.settings(opened.manifest.preprocess, tokenizer, begin)
+        settings = measuring.settings(output, opened.manifest.preprocess, tokenizer, begin)
         outcomes = quantize_bundle(
             opened,
             jobs,

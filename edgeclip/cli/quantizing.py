@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -62,9 +63,13 @@ class Measuring:
         need("onnx", "onnxruntime", extra="quantize", what="quantizing")
 
     def settings(
-        self, preprocess: Preprocess, tokenizer: Tokenizer | None, progress: Callable[[str], None]
+        self,
+        output: Output,
+        preprocess: Preprocess,
+        tokenizer: Tokenizer | None,
+        progress: Callable[[str], None],
     ) -> Settings:
-        """Read the data.
+        """Read the data, and say what about it may make a poor result.
 
         Raises:
             DataError: it is missing, damaged or says nothing.
@@ -79,6 +84,13 @@ class Measuring:
             calibration = collect(
                 self.calib, preprocess, tokenizer, count=self.calib_count, seed=self.seed, texts=self.calib_texts
             )
+            output.document["calibration"] = {
+                "spec": calibration.spec,
+                "warnings": calibration.warnings,
+                "skipped": calibration.skipped,
+            }
+            for warning in calibration.warnings:
+                warnings.warn(f"{self.calib}: {warning}", stacklevel=2)
         if self.eval_data is not None:
             progress("evaluation data")
             evaluation = open_evaluation(self.eval_data, preprocess, tokenizer, limit=self.eval_limit)
@@ -94,7 +106,9 @@ _OPTIONS = (
         help="Pictures and texts to measure activations on: a folder, a test set, tar shards, or a CSV of captions.",
     ),
     click.option("--calib-texts", type=click.Path(path_type=Path), help="A file of texts, where --calib has none."),
-    click.option("--calib-count", type=click.IntRange(min=1), default=300, show_default=True, help="Pictures to take."),
+    click.option(
+        "--calib-count", type=click.IntRange(min=16), default=300, show_default=True, help="Pictures to take."
+    ),
     click.option("--seed", type=int, default=0, show_default=True, help="Of their selection."),
     click.option(
         "--eval",
@@ -148,7 +162,12 @@ def _show_budget(output: Output, name: str, budget: Budget) -> None:
     )
     if len(budget.steps) > 1:
         rows = [
-            [str(step.kept), f"{step.drop_pt:.2f}", f"{step.high_pt:.2f}", output.status("ok" if step.fits else "over")]
+            [
+                str(step.kept),
+                f"{step.drop_pt:.2f}",
+                f"{step.high_pt:.2f}",
+                output.status("ok" if step.fits else "below gate"),
+            ]
             for step in budget.steps
         ]
         output.table(f"Search of {name}", ("layers kept", "loss", "95 % bound", "budget"), rows)

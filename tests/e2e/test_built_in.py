@@ -25,7 +25,7 @@ def test_it_is_small_whole_and_says_where_it_comes_from() -> None:
     bundle.verify_files()
     assert BUILT_IN.stat().st_size <= 12_000_000
     origin = bundle.manifest.provenance
-    assert origin.licence == "MIT" and "Tiny ImageNet" in origin.data and origin.recipe.startswith("control")
+    assert origin.licence == "MIT" and "Tiny ImageNet" in origin.data and origin.recipe.startswith("student")
     assert not bundle.manifest.model.random_weights
 
 
@@ -62,3 +62,14 @@ def test_it_is_as_good_as_its_card_says(data_dir: Path) -> None:
     found = top1("wds_tinyimagenet", images, weights, np.array([sample.label for sample in samples]))
     spread = (found.high - found.low) / 2
     assert found.value == pytest.approx(claimed, abs=2 * spread)
+
+
+def test_its_teacher_is_in_the_repository_and_can_be_read() -> None:
+    from edgeclip.train.checkpoints import read_checkpoint
+
+    folder = Path(__file__).resolve().parents[2] / "models" / "edge-t"
+    assert sum(file.stat().st_size for file in folder.iterdir()) <= 25_000_000
+    teacher = read_checkpoint(folder)
+    assert teacher.origin.recipe.startswith("teacher")
+    assert teacher.tokenizer is not None
+    assert teacher.config.embed_dim == Bundle.open(BUILT_IN).manifest.model.embed_dim

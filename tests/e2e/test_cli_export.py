@@ -9,6 +9,7 @@ import msgspec
 import pytest
 import torch
 
+from edgeclip import outcome
 from edgeclip.bundle import Bundle, put_file
 from edgeclip.cli import demo_export, main
 from edgeclip.cli.output import Output
@@ -77,7 +78,7 @@ def test_a_target_that_cannot_be_made_is_in_the_table(
 def test_an_artifact_below_its_gate_exits_1_unless_allowed(
     tiny_checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(pipeline, "bounds_for", lambda *_: Bounds(2.0, 0.9, 1.0, 1.0))
+    monkeypatch.setattr(outcome, "bounds_for", lambda *_: Bounds(2.0, 0.9, 1.0, 1.0))
     path = tmp_path / "x.edgeclip"
     arguments = ["export", str(tiny_checkpoint), "--target", "onnx", "--tower", "text", "-o", str(path)]
     assert main(arguments) == 1 and not path.exists()

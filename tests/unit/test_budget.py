@@ -65,6 +65,6 @@ def test_a_budget_that_cannot_be_met_gives_the_least_loss_and_says_so() -> None:
 def test_the_bound_counts_not_the_estimate() -> None:
     """No sample is lost, and yet so few of them cannot show that less than half a point is."""
     few = np.ones(50, bool)
-    result = search(0, lambda: [], lambda keep: ("", drop(few, few)), 0.5)
+    result = search(0, list, lambda keep: ("", drop(few, few)), 0.5)
     assert result.best.drop.drop_pt == 0
     assert not result.fits
