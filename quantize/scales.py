@@ -96,7 +96,7 @@ def _about(data: bytes) -> dict[str, Any]:
 
 def _layers(tensors: dict[str, NDArray[Any]], bits: int, where: str) -> dict[str, Scales]:
     layers: dict[str, Scales] = {}
-    for key, scale in tensors.items():
+    for key, scale in sorted(tensors.items()):  # a file of tensors has no order
         name, _, kind = key.rpartition(".")
         if kind == "weight_scale":
             activation, point = tensors.get(f"{name}.activation_scale"), tensors.get(f"{name}.zero_point")
