@@ -69,30 +69,42 @@ def _check_samples(value: Any, samples: Array) -> None:
 
 def _measure(model: bytes, name: str, samples: Array, threads: int) -> Ranges:
     try:
-        import onnxruntime as ort
         from onnxruntime.quantization import MinMaxCalibrater
     except ImportError as exc:
         raise graphs.missing("onnxruntime") from exc
-    options = ort.SessionOptions()
-    options.intra_op_num_threads = threads
-    options.inter_op_num_threads = 1
-    options.log_severity_level = _ONLY_ERRORS
     try:
         with tempfile.TemporaryDirectory(prefix="edgeclip-") as folder:
             plain, observed = Path(folder, "model.onnx"), Path(folder, "observed.onnx")
             plain.write_bytes(model)
             calibrater = MinMaxCalibrater(plain, OPS, str(observed))
             calibrater.augment_graph()
-            session = ort.InferenceSession(observed, options, providers=["CPUExecutionProvider"])
-            calibrater.infer_session = _Watched(session)
-            for batch in _batches(samples):
+            calibrater.infer_session = _Watched(open_session(observed, threads))
+            for batch in batches(samples):
                 calibrater.collect_data(_Once({name: batch}))
             return calibrater.compute_data()
     except OSError as exc:
         raise ResourceError(f"calibrating: no temporary copy of the model: {exc.strerror or exc}") from exc
 
 
-def _batches(samples: Array) -> Iterator[Array]:
+def open_session(model: bytes | Path, threads: int) -> Any:
+    """An ONNX Runtime session on the CPU.
+
+    Raises:
+        TargetUnavailableError: onnxruntime is missing.
+    """
+    try:
+        import onnxruntime as ort
+    except ImportError as exc:
+        raise graphs.missing("onnxruntime") from exc
+    options = ort.SessionOptions()
+    options.intra_op_num_threads = threads
+    options.inter_op_num_threads = 1
+    options.log_severity_level = _ONLY_ERRORS
+    return ort.InferenceSession(model, options, providers=["CPUExecutionProvider"])
+
+
+def batches(samples: Array) -> Iterator[Array]:
+    """The samples, few at a time."""
     for start in range(0, len(samples), BATCH):
         yield samples[start : start + BATCH]
 

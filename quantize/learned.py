@@ -43,8 +43,7 @@ def with_scales(model: bytes, scales: Mapping[str, Scales], *, symmetric: bool) 
     for name, one in scales.items():
         editor.quantize(name, one)
     editor.finish()
-    tower = read.graph.name.removeprefix("clip_")
-    return Made({f"{tower}.onnx": graphs.serialize(read)}, frozenset(scales))
+    return Made({graphs.file_name(read): graphs.serialize(read)}, frozenset(scales))
 
 
 def integers(weight: Array, scales: Scales) -> Array:

@@ -81,21 +81,21 @@ def store_table(graph: Any) -> None:
     graphs.drop_unused(graph)
 
 
-def to_integers(weight: Array, axis: int) -> tuple[NDArray[np.int8], NDArray[np.float32]]:
+def to_integers(weight: Array, axis: int, largest: int = LARGEST) -> tuple[NDArray[np.int8], NDArray[np.float32]]:
     """Codes in [-127, 127], and the scales that they are to be multiplied by.
 
     Args:
         weight: float32, of any shape.
         axis: of the output channels.
+        largest: code that there is; 7 at 4 bits.
 
     Returns:
         int8 of the weight's shape, and float32 that broadcasts against it.
     """
     others = tuple(i for i in range(weight.ndim) if i != axis)
-    largest = np.abs(weight).max(axis=others, keepdims=True)
-    scales = (largest / LARGEST).astype(np.float32)
+    scales = (np.abs(weight).max(axis=others, keepdims=True) / largest).astype(np.float32)
     scales[scales < np.finfo(np.float32).tiny] = 1.0  # a channel of zeros, or as good as zeros
-    codes = np.clip(np.rint(weight / scales), -LARGEST, LARGEST).astype(np.int8)
+    codes = np.clip(np.rint(weight / scales), -largest, largest).astype(np.int8)
     return codes, scales
 
 

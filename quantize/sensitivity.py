@@ -17,12 +17,13 @@ from numpy.typing import NDArray
 
 from edgeclip.backends.base import Array, Embeddings
 from edgeclip.manifest import Precision
-from edgeclip.quantize import graphs
-from edgeclip.quantize.layers import OPS
-from edgeclip.quantize.ranges import Range, observe, open_session, parts
+from edgeclip.quantize import extremes, graphs
+from edgeclip.quantize.layers import OPS, output_axis
+from edgeclip.quantize.onnx_weights import to_integers
 
 GROUP = 64
 """Input channels that share a scale at 4 bits."""
+LEVELS = 255
 Floats = NDArray[np.float32]
 
 
@@ -44,7 +45,7 @@ def distortions(
     proto = graphs.parse(model)
     weights = {tensor.name: tensor for tensor in proto.graph.initializer}
     places = [i for i, node in enumerate(proto.graph.node) if _applies(node, weights, precision)]
-    ranges = _ranges(proto, places, weights, samples, threads) if precision == "w8a8" else {}
+    ranges = extremes.measure(model, samples, threads=threads) if precision == "w8a8" else None
     reference = _embed(proto, samples, threads)
     found = {}
     for place in places:
@@ -59,18 +60,10 @@ def _applies(node: Any, weights: Mapping[str, Any], precision: Precision) -> boo
     return node.op_type in OPS and (precision == "w8a8" or node.input[1] in weights)
 
 
-def _ranges(
-    proto: Any, places: list[int], weights: Mapping[str, Any], samples: Array, threads: int
-) -> dict[str, Range]:
-    nodes = [proto.graph.node[place] for place in places]
-    active = sorted({name for node in nodes for name in node.input[:2] if name not in weights})
-    return observe(proto, active, samples, threads=threads)
-
-
 def _embed(proto: Any, samples: Array, threads: int) -> Embeddings:
-    session = open_session(proto.SerializeToString(), threads)
+    session = extremes.open_session(proto.SerializeToString(), threads)
     name = session.get_inputs()[0].name
-    return np.concatenate([session.run(None, {name: part})[0] for part in parts(samples)])
+    return np.concatenate([session.run(None, {name: batch})[0] for batch in extremes.batches(samples)])
 
 
 def _distance(rows: Embeddings, reference: Embeddings) -> float:
@@ -80,7 +73,7 @@ def _distance(rows: Embeddings, reference: Embeddings) -> float:
     return float(f"{max(0.0, 1 - float((rows.astype(np.float64) * reference).sum(axis=1).mean())):.4g}")
 
 
-def _rounded(proto: Any, place: int, weights: Mapping[str, Any], ranges: Mapping[str, Range], *, bits: int) -> Any:
+def _rounded(proto: Any, place: int, weights: Mapping[str, Any], ranges: extremes.Ranges, *, bits: int) -> Any:
     """A copy of the graph with one layer rounded."""
     changed = type(proto)()
     changed.CopyFrom(proto)
@@ -89,9 +82,9 @@ def _rounded(proto: Any, place: int, weights: Mapping[str, Any], ranges: Mapping
         if name in weights:
             node.input[position] = f"{name}~"
             changed.graph.initializer.append(_rounded_weight(weights[name], node, bits))
-        elif name in ranges:
+        elif ranges is not None:
             node.input[position] = f"{name}~"
-            for extra in reversed(_rounding(changed.graph, name, ranges[name])):
+            for extra in reversed(_rounding(changed.graph, name, *ranges[name].range_value)):
                 changed.graph.node.insert(place, extra)
     return changed
 
@@ -99,40 +92,32 @@ def _rounded(proto: Any, place: int, weights: Mapping[str, Any], ranges: Mapping
 def _rounded_weight(tensor: Any, node: Any, bits: int) -> Any:
     from onnx import numpy_helper
 
-    values = numpy_helper.to_array(tensor)
-    flat, restore = _by_output(values, node)
-    return numpy_helper.from_array(restore(round_rows(flat, bits)).astype(np.float32), f"{tensor.name}~")
+    values = graphs.to_array(tensor)
+    return numpy_helper.from_array(round_weight(values, output_axis(node, values.ndim), bits), f"{tensor.name}~")
 
 
-def _by_output(values: Floats, node: Any) -> tuple[Floats, Callable[[Floats], Floats]]:
-    """A weight as [output channels, everything else], and the way back."""
-    is_transposed = node.op_type == "MatMul" or (
-        node.op_type == "Gemm" and not any(a.name == "transB" and a.i for a in node.attribute)
-    )
-    moved = np.moveaxis(values, -1, 0) if is_transposed else values
-    shape = moved.shape
-    return moved.reshape(
-        shape[0], -1
-    ), lambda rows: np.moveaxis(rows.reshape(shape), 0, -1) if is_transposed else rows.reshape(shape)
+def round_weight(weight: Floats, axis: int, bits: int) -> Floats:
+    """Round to symmetric integers and back: a scale for each output channel at 8 bits, for `GROUP` of its weights at 4.
 
-
-def round_rows(rows: Floats, bits: int) -> Floats:
-    """Round to symmetric integers and back: a scale for each row at 8 bits, for each `GROUP` of a row at 4."""
-    limit = 2 ** (bits - 1) - 1
-    width = rows.shape[1]
+    Args:
+        axis: of the output channels.
+    """
+    moved = np.moveaxis(weight, axis, 0)
+    width = moved[0].size
     group = GROUP if bits == 4 and width % GROUP == 0 else width
-    grouped = rows.reshape(len(rows), -1, group)
-    scale = np.maximum(np.abs(grouped).max(axis=2, keepdims=True) / limit, 1e-12)
-    return np.asarray((np.round(grouped / scale) * scale).reshape(rows.shape), np.float32)
+    codes, scales = to_integers(moved.reshape(-1, group), 0, largest=2 ** (bits - 1) - 1)
+    return np.ascontiguousarray(np.moveaxis((codes * scales).reshape(moved.shape), 0, axis))
 
 
-def _rounding(graph: Any, name: str, seen: Range) -> list[Any]:
+def _rounding(graph: Any, name: str, low: Any, high: Any) -> list[Any]:
     """The nodes that round an activation to 8 bits and back; their constants go into the graph."""
     from onnx import helper, numpy_helper
 
+    low, high = min(0.0, float(np.min(low))), max(0.0, float(np.max(high)))  # the grid must hold 0 exactly
+    step = (high - low) / LEVELS or 1.0
     scale, zero = f"{name}~scale", f"{name}~zero"
-    graph.initializer.append(numpy_helper.from_array(np.array(seen.scale, np.float32), scale))
-    graph.initializer.append(numpy_helper.from_array(np.array(seen.zero_point, np.uint8), zero))
+    graph.initializer.append(numpy_helper.from_array(np.array(step, np.float32), scale))
+    graph.initializer.append(numpy_helper.from_array(np.array(round(-low / step), np.uint8), zero))
     return [
         helper.make_node("QuantizeLinear", [name, scale, zero], [f"{name}~int"]),
         helper.make_node("DequantizeLinear", [f"{name}~int", scale, zero], [f"{name}~"]),
