@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -11,13 +11,14 @@ import click
 import numpy as np
 
 from edgeclip import scores, zeroshot
+from edgeclip.benchmarks.embedded_images import embed_set
 from edgeclip.card import Card, Cost, make_card, with_card
 from edgeclip.cli import cards, machine, progress
 from edgeclip.cli.clock import median_ms
 from edgeclip.cli.group import Command, examples
 from edgeclip.cli.options import Engine, bundle_argument, engine_options
 from edgeclip.cli.output import Output
-from edgeclip.errors import ImageDecodeError, ImageTooLargeError, UsageError
+from edgeclip.errors import UsageError
 from edgeclip.manifest import Artifact
 from edgeclip.scores import Score
 from edgeclip.testset import TestSet, choose_test_sets, count_samples, open_test_set
@@ -25,7 +26,6 @@ from edgeclip.testset import TestSet, choose_test_sets, count_samples, open_test
 if TYPE_CHECKING:
     from edgeclip.model import Model
 
-BATCH = 64
 NOTE_LENGTH = 200
 """What a card takes."""
 CALLS = 50
@@ -118,30 +118,12 @@ def evaluate(output: Output, model: Model, sets: Sequence[TestSet]) -> list[Scor
 
 def score_set(model: Model, data: TestSet, advance: progress.Advance = lambda amount: None) -> list[Score]:
     """Scores of a model on one test set."""
-    labels: list[int | None] = []
-    captions: list[tuple[str, ...]] = []
-
-    def encoded() -> Iterator[bytes]:
-        for sample in data:
-            labels.append(sample.label)
-            captions.append(sample.captions)
-            yield sample.image
-
-    rows = []
-    try:
-        for batch in model.stream_image(encoded(), batch_size=BATCH):
-            rows.append(batch.embeddings)
-            advance(len(batch.embeddings))
-    except (ImageDecodeError, ImageTooLargeError) as exc:
-        raise type(exc)(f"{data.name}: {exc.message}", hint=exc.hint) from exc
-    images = np.concatenate(rows)
+    embedded = embed_set(model, data, advance)
     if data.is_retrieval:
-        owners = np.repeat(np.arange(len(images)), [len(of_image) for of_image in captions])
-        texts = model.encode_text([caption for of_image in captions for caption in of_image])
-        return scores.retrieval(data.name, images, texts, owners)
+        return scores.retrieval(data.name, embedded.images, model.encode_text(embedded.captions), embedded.owners)
     prompts = model.encode_text(zeroshot.prompts(data.classes, data.templates))
     weights = zeroshot.ensemble(prompts, len(data.classes))
-    return [scores.top1(data.name, images, weights, np.array(labels, np.int64))]
+    return [scores.top1(data.name, embedded.images, weights, embedded.labels)]
 
 
 def measure_cost(model: Model) -> Cost:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -15,11 +15,12 @@ from numpy.typing import NDArray
 
 from edgeclip import quantized, scores
 from edgeclip.backends.base import Array, Embeddings
+from edgeclip.benchmarks.embedded_images import embed_set
 from edgeclip.cli import progress
 from edgeclip.cli.group import Command, examples
 from edgeclip.cli.options import Engine, bundle_argument, engine_options
 from edgeclip.cli.output import Output
-from edgeclip.errors import ImageDecodeError, ImageTooLargeError, UsageError
+from edgeclip.errors import UsageError
 from edgeclip.form import DTYPES, Form, choose_form
 from edgeclip.manifest import ModelSpec
 from edgeclip.scores import RANKS, Score
@@ -28,7 +29,6 @@ from edgeclip.testset import TestSet, choose_test_sets, count_samples, open_test
 if TYPE_CHECKING:
     from edgeclip.model import Model
 
-BATCH = 64
 WAYS = ("image_to_text", "text_to_image")
 NEAREST = max(RANKS)
 Bools = NDArray[np.bool_]
@@ -78,7 +78,7 @@ def command(
         output.document |= {"bundle": model.bundle.digest, "backend": model.info.backend, "clip": quantized.CLIP}
         total = sum(count_samples(one.folder, one.limit) for one in opened)
         with progress.bar(output, "embedding", total) as advance:
-            embedded = [embed_set(model, one, advance) for one in opened]
+            embedded = [embed_both(model, one, advance) for one in opened]
     found = [result for one in embedded for result in measure(one, variants)]
     output.document["results"] = found
     for one in embedded:
@@ -177,29 +177,14 @@ def choose_variants(spec: ModelSpec, clips: Sequence[float] = ()) -> list[Varian
     return found
 
 
-def embed_set(model: Model, data: TestSet, advance: progress.Advance = lambda amount: None) -> Embedded:
-    """Embed a test set in float32.
+def embed_both(model: Model, data: TestSet, advance: progress.Advance = lambda amount: None) -> Embedded:
+    """Embed a test set's images and captions in float32.
 
     Raises:
         DataError, ImageDecodeError, ImageTooLargeError: it is damaged.
     """
-    captions: list[tuple[str, ...]] = []
-
-    def encoded() -> Iterator[bytes]:
-        for sample in data:
-            captions.append(sample.captions)
-            yield sample.image
-
-    rows = []
-    try:
-        for batch in model.stream_image(encoded(), batch_size=BATCH):
-            rows.append(batch.embeddings)
-            advance(len(batch.embeddings))
-    except (ImageDecodeError, ImageTooLargeError) as exc:
-        raise type(exc)(f"{data.name}: {exc.message}", hint=exc.hint) from exc
-    texts = model.encode_text([caption for of_image in captions for caption in of_image])
-    owners = np.repeat(np.arange(len(captions)), [len(of_image) for of_image in captions])
-    return Embedded(data.name, np.concatenate(rows), texts, owners)
+    found = embed_set(model, data, advance)
+    return Embedded(data.name, found.images, model.encode_text(found.captions), found.owners)
 
 
 def measure(data: Embedded, variants: Sequence[Variant]) -> list[Result]:
