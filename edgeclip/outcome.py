@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import itertools
 import platform
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib.metadata import version
+from pathlib import Path
 
 import msgspec
 
 from edgeclip import backends
 from edgeclip.backends.base import Files, Options, Session
+from edgeclip.bundle import Bundle
 from edgeclip.cpus import available_cpus
-from edgeclip.errors import EdgeClipError, ParityError
+from edgeclip.errors import EdgeClipError, ExportExistsError, ParityError
 from edgeclip.golden import Golden
 from edgeclip.manifest import (
     Artifact,
@@ -69,6 +72,23 @@ class Outcome:
     @property
     def size_bytes(self) -> int:
         return sum(len(data) for data in self.files.values())
+
+
+def jobs_of(targets: Iterable[Target], precisions: Iterable[Precision], towers: Iterable[Tower]) -> list[Job]:
+    """Targets × precisions × towers, each once."""
+    product = itertools.product(targets, precisions, towers)
+    return list(dict.fromkeys(Job(tower, target, precision) for target, precision, tower in product))
+
+
+def refuse_existing(bundle: Bundle, jobs: Iterable[Job], output: Path) -> None:
+    """Before anything slow begins.
+
+    Raises:
+        ExportExistsError: the bundle has one of these artifacts.
+    """
+    for job in jobs:
+        if bundle.artifacts(tower=job.tower, target=job.target, precision=job.precision):
+            raise ExportExistsError(f"{output}: has {job} already", hint="--force replaces it")
 
 
 def publishable(outcomes: Sequence[Outcome], *, keep_going: bool, allow_below_gate: bool) -> list[Outcome]:

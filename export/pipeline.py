@@ -21,7 +21,7 @@ from edgeclip.export.to_openvino import to_openvino
 from edgeclip.golden import FILE as GOLDEN
 from edgeclip.golden import Golden
 from edgeclip.manifest import FORMAT_VERSION, Manifest, Precision, Target, Tower
-from edgeclip.outcome import Job, Outcome, draft, judge, publishable
+from edgeclip.outcome import Job, Outcome, draft, jobs_of, judge, publishable, refuse_existing
 from edgeclip.quantize.jobs import quantize
 from edgeclip.quantize.quantizer import Settings
 from edgeclip.quantize.scheme import SCHEMES, is_integer
@@ -47,22 +47,16 @@ def plan(targets: Iterable[Target], precisions: Iterable[Precision], tower: Towe
     Raises:
         UsageError: a target that cannot be exported, or not at such a precision.
     """
-    wanted = list(dict.fromkeys(precisions))
-    for target in targets:
-        if target not in PRECISIONS:
-            raise UsageError(f"target {target!r} cannot be exported", hint=f"one of: {', '.join(PRECISIONS)}")
-        for precision in wanted:
-            if precision not in PRECISIONS[target]:
-                raise UsageError(
-                    f"target {target} cannot be exported at precision {precision!r}",
-                    hint=f"one of: {', '.join(PRECISIONS[target])}",
-                )
-    return [
-        Job(t, target, precision)
-        for target in dict.fromkeys(targets)
-        for precision in wanted
-        for t in ((tower,) if tower else ("image", "text"))
-    ]
+    jobs = jobs_of(targets, precisions, (tower,) if tower else ("image", "text"))
+    for job in jobs:
+        if job.target not in PRECISIONS:
+            raise UsageError(f"target {job.target!r} cannot be exported", hint=f"one of: {', '.join(PRECISIONS)}")
+        if job.precision not in PRECISIONS[job.target]:
+            raise UsageError(
+                f"target {job.target} cannot be exported at precision {job.precision!r}",
+                hint=f"one of: {', '.join(PRECISIONS[job.target])}",
+            )
+    return jobs
 
 
 def export(
@@ -114,9 +108,8 @@ def _existing(output: Path, source: Source, jobs: Sequence[Job], *, force: bool)
         if force:
             return None
         raise ExportExistsError(f"{output}: the bundle there {other}", hint="choose another -o, or --force")
-    for job in jobs:
-        if not force and bundle.artifacts(tower=job.tower, target=job.target, precision=job.precision):
-            raise ExportExistsError(f"{output}: has {job} already", hint="--force replaces it")
+    if not force:
+        refuse_existing(bundle, jobs, output)
     return bundle
 
 

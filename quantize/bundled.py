@@ -61,15 +61,20 @@ def subject_of(bundle: Bundle, towers: Sequence[Tower]) -> Subject:
     """
     manifest = bundle.manifest
     found = {tower: _portable(bundle, tower) for tower in towers}
-    spec = manifest.tokenizer
     return Subject(
         models={tower: widen(bundle.read(artifact.file)) for tower, artifact in found.items()},
         preprocess=manifest.preprocess,
-        tokenizer=Tokenizer(bundle.read(spec.file), spec) if spec else None,
+        tokenizer=tokenizer_of(bundle),
         embed_dim=manifest.model.embed_dim,
         opset=max(artifact.opset or 0 for artifact in found.values()),
         golden=Golden.from_bytes(bundle.read(manifest.golden)),
     )
+
+
+def tokenizer_of(bundle: Bundle) -> Tokenizer | None:
+    """A bundle's tokenizer; None where it has no text tower."""
+    spec = bundle.manifest.tokenizer
+    return Tokenizer(bundle.read(spec.file), spec) if spec else None
 
 
 def _portable(bundle: Bundle, tower: Tower) -> Artifact:

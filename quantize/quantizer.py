@@ -66,8 +66,7 @@ class Quantizer:
     def __init__(self, subject: Subject, settings: Settings, progress: Progress = lambda step: None) -> None:
         for model in subject.models.values():
             check_finite(model)
-        if settings.max_drop_pt is not None and settings.evaluation is None:
-            raise UsageError("a budget needs data to measure the loss on", hint="--eval DATA, or at least --calib DATA")
+        scheme.check_measurable(settings.max_drop_pt, settings.evaluation)
         self._subject = subject
         self._settings = settings
         self._progress = progress
@@ -146,21 +145,11 @@ class Quantizer:
     def _samples(self, tower: Tower, precision: Precision) -> Array | None:
         """What activations are measured on; for weights alone, what there is."""
         calibration = self._settings.calibration
-        if not scheme.needs_calibration(precision):
-            return None if calibration is None else calibration.pixels if tower == "image" else calibration.ids
-        if calibration is None:
-            raise UsageError(
-                f"{precision} needs calibration data: the ranges of activations have to be measured",
-                hint="--calib FOLDER, shards or a caption file; 300 pictures of the kind that the device will see",
-            )
-        if tower == "image":
-            return calibration.pixels
-        if calibration.ids is None:
-            raise UsageError(
-                "the calibration data has no texts for the text tower",
-                hint=TEXTS,
-            )
-        return calibration.ids
+        scheme.check_calibrated(precision, calibration)
+        samples = None if calibration is None else calibration.pixels if tower == "image" else calibration.ids
+        if samples is None and scheme.needs_calibration(precision):
+            raise UsageError("the calibration data has no texts for the text tower", hint=TEXTS)
+        return samples
 
     def _places(self, precision: Precision) -> list[Place]:
         """The layers that a precision quantizes."""

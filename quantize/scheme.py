@@ -39,3 +39,24 @@ def check(target: Target, precision: Precision) -> None:
         raise UsageError(
             f"target {target} has no {precision}", hint=f"it has: {', '.join(known) or 'no integer precision'}"
         )
+
+
+def check_calibrated(precision: Precision, calibration: object | None) -> None:
+    """
+    Raises:
+        UsageError: activations have to be measured, and there is nothing to measure them on.
+    """
+    if needs_calibration(precision) and calibration is None:
+        raise UsageError(
+            f"{precision} needs calibration data: the ranges of activations have to be measured",
+            hint="--calib FOLDER, shards or a caption file, with pictures of the kind that the device will see",
+        )
+
+
+def check_measurable(max_drop_pt: float | None, data: object | None) -> None:
+    """
+    Raises:
+        UsageError: a loss is bounded, and there is nothing to measure it on.
+    """
+    if max_drop_pt is not None and data is None:
+        raise UsageError("--max-drop needs data to measure the loss on", hint="--eval DATA, or at least --calib DATA")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, cast, get_args
 
@@ -94,7 +95,7 @@ def command(
         jobs = plan(wanted, kinds, None if tower == "both" else tower)
         begin("reading the checkpoint")
         opened = open_checkpoint(source, **reading)
-        tokenizer = Tokenizer(opened.tokenizer, opened.tokenizer_spec)
+        tokenizer = partial(Tokenizer, opened.tokenizer, opened.tokenizer_spec)
         outcomes = export(
             opened,
             path,

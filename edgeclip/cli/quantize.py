@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from functools import partial
 from pathlib import Path
 from typing import Literal
 
@@ -16,9 +17,7 @@ from edgeclip.cli.group import Command, examples
 from edgeclip.cli.options import bundle_argument
 from edgeclip.cli.output import Output
 from edgeclip.cli.quantizing import Measuring, quantize_options, show_budgets
-from edgeclip.errors import ExportExistsError
-from edgeclip.outcome import Job, publishable, raise_if_failed
-from edgeclip.tokenizer import Tokenizer
+from edgeclip.outcome import jobs_of, publishable, raise_if_failed, refuse_existing
 
 
 @click.command(
@@ -65,17 +64,15 @@ def command(
     started = time.perf_counter()
     with progress.steps(output) as begin:
         from edgeclip.quantize import scheme
-        from edgeclip.quantize.bundled import quantize_bundle
+        from edgeclip.quantize.bundled import quantize_bundle, tokenizer_of
 
         towers = sorted({a.tower for a in opened.manifest.artifacts}) if tower == "both" else [tower]
-        jobs = [Job(t, target, kind) for target in wanted for kind in kinds for t in towers]
+        jobs = jobs_of(wanted, kinds, towers)
         for job in jobs:
             scheme.check(job.target, job.precision)
-            if not force and opened.artifacts(tower=job.tower, target=job.target, precision=job.precision):
-                raise ExportExistsError(f"{bundle}: has {job} already", hint="--force replaces it")
-        spec = opened.manifest.tokenizer
-        tokenizer = Tokenizer(opened.read(spec.file), spec) if spec else None
-        settings = measuring.settings(output, opened.manifest.preprocess, tokenizer, begin)
+        if not force:
+            refuse_existing(opened, jobs, bundle)
+        settings = measuring.settings(output, opened.manifest.preprocess, partial(tokenizer_of, opened), begin)
         outcomes = quantize_bundle(
             opened,
             jobs,

@@ -22,7 +22,6 @@ if TYPE_CHECKING:
     from edgeclip.tokenizer import Tokenizer
 
 Function = TypeVar("Function", bound=Callable[..., Any])
-CALIBRATED = "w8a8"
 
 
 @dataclass(frozen=True)
@@ -44,40 +43,39 @@ class Measuring:
             UsageError: calibration data or data to measure on are missing, or given and not used.
             TargetUnavailableError: the toolchain is not installed.
         """
-        integers = [precision for precision in precisions if precision not in ("fp32", "fp16")]
-        if not integers:
+        from edgeclip.quantize import scheme
+
+        if not any(map(scheme.is_integer, precisions)):
             if self.calib or self.eval_data or self.max_drop is not None:
                 raise UsageError(
                     "--calib, --eval and --max-drop are for integer precisions", hint="add --precision w8a8"
                 )
             return
-        if CALIBRATED in integers and self.calib is None:
-            raise UsageError(
-                "w8a8 needs calibration data: the ranges of activations have to be measured",
-                hint="--calib FOLDER, shards or a caption file, with pictures of the kind that the device will see",
-            )
-        if self.max_drop is not None and not (self.eval_data or self.calib):
-            raise UsageError(
-                "--max-drop needs data to measure the loss on", hint="--eval DATA, or at least --calib DATA"
-            )
+        for precision in precisions:
+            scheme.check_calibrated(precision, self.calib)
+        scheme.check_measurable(self.max_drop, self.eval_data or self.calib)
         need("onnx", "onnxruntime", extra="quantize", what="quantizing")
 
     def settings(
         self,
         output: Output,
         preprocess: Preprocess,
-        tokenizer: Tokenizer | None,
+        make_tokenizer: Callable[[], Tokenizer | None],
         progress: Callable[[str], None],
     ) -> Settings:
-        """Read the data, and say what about it may make a poor result.
+        """Read the data, and say what about it may make a poor result. Without data, nothing is imported or made.
 
         Raises:
             DataError: it is missing, damaged or says nothing.
         """
-        from edgeclip.quantize.calibration import collect
-        from edgeclip.quantize.evaluation import agreement, open_evaluation
         from edgeclip.quantize.quantizer import Settings
 
+        if self.calib is None and self.eval_data is None:
+            return Settings(max_drop_pt=self.max_drop)
+        from edgeclip.quantize.calibration import collect
+        from edgeclip.quantize.evaluation import agreement, open_evaluation
+
+        tokenizer = make_tokenizer()
         calibration = evaluation = None
         if self.calib is not None:
             progress("calibration data")
