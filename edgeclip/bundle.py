@@ -256,13 +256,14 @@ def add_artifacts(
     named = {name for artifact in artifacts for name in artifact.files}
     if set(files) != named:
         raise UsageError(f"the artifact names the files {_listing(named)}, but {_listing(files)} are given")
-    with publish.lock(bundle.path):
+    path = output or bundle.path
+    with publish.lock(path):
         bundle = Bundle.open(bundle.path)
         kept, entries = _without(bundle, artifacts, replace=replace)
         if taken := {entry.path for entry in entries} & set(files):
             raise ExportExistsError(f"{bundle.path}: {_listing(taken)} belongs to something else in the bundle")
         changed = msgspec.structs.replace(bundle.manifest, artifacts=tuple(sorted([*kept, *artifacts], key=_key)))
-        return _rewrite(bundle, changed, entries, files, output or bundle.path)
+        return _rewrite(bundle, changed, entries, files, path)
 
 
 def put_file(bundle: Bundle, name: str, content: bytes) -> Bundle:

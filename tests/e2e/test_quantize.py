@@ -11,6 +11,7 @@ import pytest
 from onnx import numpy_helper
 
 import edgeclip
+from edgeclip import publish
 from edgeclip.bundle import Bundle
 from edgeclip.loading import BUILT_IN
 from edgeclip.manifest import Quantization, Target
@@ -203,3 +204,14 @@ def test_weights_alone_leave_products_of_activations_out(calibration: Calibratio
     assert set(weights) < set(both)
     assert all(np.isfinite(value) and value >= 0 for value in both.values())
     assert sum(distortions(text, calibration.ids, "w4a16").values()) > 10 * sum(weights.values())
+
+
+def test_a_bundle_that_is_only_read_need_not_be_locked(bundle: Path, tmp_path: Path) -> None:
+    """Another process may be writing it, or nobody may write beside it."""
+    other = tmp_path / "other.edgeclip"
+    command = ["quantize", bundle, "--target", "onnx", "--precision", "w8a16", "--tower", "text", "-o", other]
+    with publish.lock(bundle):
+        done = cli.edgeclip(*command)
+    assert done.returncode == 0, done.stderr
+    assert quantized(other, "onnx", "w8a16")
+    assert not quantized(bundle, "onnx", "w8a16")
