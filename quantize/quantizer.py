@@ -4,17 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from functools import cached_property, partial
+from functools import partial
 from itertools import count
 from typing import TYPE_CHECKING
 
-from edgeclip.backends.base import Array, Embeddings
+from edgeclip.backends.base import Array
 from edgeclip.errors import UsageError
-from edgeclip.manifest import Budget, Layer, Precision, Quantization, Step, Target, Tower
-from edgeclip.outcome import Job, draft
+from edgeclip.manifest import Budget, Layer, Precision, Quantization, Target, Tower
 from edgeclip.quantize import scheme
 from edgeclip.quantize.budget import Found, search
 from edgeclip.quantize.layers import check_finite, list_layers
+from edgeclip.quantize.loss import TEXTS, Loss, Towers
 from edgeclip.quantize.made import Made
 from edgeclip.quantize.produce import produce
 from edgeclip.quantize.sensitivity import distortions
@@ -25,11 +25,9 @@ if TYPE_CHECKING:
     from edgeclip.quantize.evaluation import Evaluation
     from edgeclip.quantize.paired import Drop
 
-TEXTS = "--calib-texts FILE with one text a line, or --tower image"
 RANKED_ON = 32
 """Samples that layers are ranked on."""
 Progress = Callable[[str], None]
-Towers = dict[Tower, Made]
 Place = tuple[Tower, str]
 """A layer, by tower and name."""
 
@@ -69,6 +67,7 @@ class Quantizer:
         scheme.check_measurable(settings.max_drop_pt, settings.evaluation)
         self._subject = subject
         self._settings = settings
+        self._loss = Loss(subject, settings.evaluation, progress) if settings.evaluation else None
         self._progress = progress
         self._layers = {tower: list_layers(model) for tower, model in subject.models.items()}
         self._ranks: dict[Precision, dict[Place, float]] = {}
@@ -81,15 +80,22 @@ class Quantizer:
         """
         scheme.check(target, precision)
         samples = {tower: self._samples(tower, precision) for tower in self._subject.models}
-        attempt = _Attempt(self, target, precision, samples)
-        if self._settings.evaluation is None:
-            return self._finished(precision, attempt.make(frozenset()), None, ())
+        candidates = _Candidates(self, target, precision, samples)
+        if self._loss is None:
+            return self._finished(precision, candidates.make(frozenset()), None, ())
+        loss = self._loss
+
+        def attempt(keep: frozenset[Place]) -> tuple[Towers, Drop]:
+            made = candidates.make(keep)
+            return made, loss.of(target, precision, made)
+
         if self._settings.max_drop_pt is None:
             made, lost = attempt(frozenset())
-            return self._finished(precision, made, self._budget(lost, 0, ()), ())
+            return self._finished(precision, made, loss.budget(lost), ())
         rank = partial(self._ranked, precision)
         found = search(len(self._places(precision)), rank, attempt, self._settings.max_drop_pt)
-        return self._finished(precision, found.best.made, self._budget_of(found), self._failures(found, precision))
+        budget = loss.budget(found.best.drop, found.best.kept, found.steps, self._settings.max_drop_pt)
+        return self._finished(precision, found.best.made, budget, self._failures(found, precision))
 
     def produce(
         self, tower: Tower, target: Target, precision: Precision, samples: Array | None, keep: frozenset[str]
@@ -98,49 +104,6 @@ class Quantizer:
         kept = f", {len(keep)} layers kept" if keep else ""
         self._progress(f"{target} {precision} {tower}{kept}")
         return produce(self._subject.models[tower], tower, target, precision, samples, keep)
-
-    def measure(self, target: Target, precision: Precision, made: Towers) -> Drop:
-        """What a candidate loses against fp32."""
-        from edgeclip.quantize.paired import drop
-
-        evaluation = self._settings.evaluation
-        assert evaluation is not None
-        self._progress(f"{target} {precision}: measuring the loss")
-        rows = dict(self._reference)
-        for tower, one in made.items():
-            rows[tower] = self._embed(Job(tower, target, precision), one.files)
-        right = evaluation.right(rows.get("image"), rows.get("text"), self._reference_pair)
-        return drop(self._right, right, groups=evaluation.groups)
-
-    @cached_property
-    def _reference(self) -> dict[Tower, Embeddings]:
-        """The fp32 embeddings of the evaluation set, by ONNX Runtime."""
-        self._progress("fp32 embeddings of the evaluation set")
-        return {
-            tower: self._embed(Job(tower, "onnx", "fp32"), {f"{tower}.onnx": model})
-            for tower, model in self._subject.models.items()
-        }
-
-    @property
-    def _reference_pair(self) -> tuple[Embeddings | None, Embeddings | None]:
-        return self._reference.get("image"), self._reference.get("text")
-
-    @cached_property
-    def _right(self) -> Array:
-        """Which samples fp32 gets right."""
-        evaluation = self._settings.evaluation
-        assert evaluation is not None
-        return evaluation.right(*self._reference_pair, self._reference_pair)
-
-    def _embed(self, job: Job, files: dict[str, bytes]) -> Embeddings:
-        evaluation = self._settings.evaluation
-        assert evaluation is not None
-        inputs = evaluation.pixels if job.tower == "image" else evaluation.ids
-        if inputs is None:
-            raise UsageError("there are no texts to measure the text tower on", hint=TEXTS)
-        subject = self._subject
-        artifact = draft(job, files, subject.preprocess, subject.embed_dim, opset=subject.opset, libraries=())
-        return subject.embed(artifact, files, inputs)
 
     def _samples(self, tower: Tower, precision: Precision) -> Array | None:
         """What activations are measured on; for weights alone, what there is."""
@@ -188,25 +151,6 @@ class Quantizer:
         assert given is not None
         return given[:RANKED_ON]
 
-    def _budget_of(self, found: Found[Towers]) -> Budget:
-        return self._budget(found.best.drop, found.best.kept, found.steps)
-
-    def _budget(self, lost: Drop, kept: int, steps: tuple[Step, ...]) -> Budget:
-        evaluation = self._settings.evaluation
-        assert evaluation is not None
-        return Budget(
-            data=evaluation.data,
-            metric=evaluation.metric,
-            n=lost.n,
-            max_drop_pt=self._settings.max_drop_pt,
-            reference=float(self._right.mean()),
-            drop_pt=round(lost.drop_pt, 4),
-            low_pt=round(lost.low_pt, 4),
-            high_pt=round(lost.high_pt, 4),
-            kept=kept,
-            steps=steps,
-        )
-
     def _failures(self, found: Found[Towers], precision: Precision) -> tuple[str, ...]:
         if found.fits:
             return ()
@@ -244,7 +188,7 @@ class Quantizer:
         )
 
 
-class _Attempt:
+class _Candidates:
     """Quantizes all but some layers; a tower whose layers are the same as before is not made anew."""
 
     def __init__(
@@ -255,10 +199,6 @@ class _Attempt:
         self._precision: Precision = precision
         self._samples = samples
         self._last: dict[Tower, tuple[frozenset[str], Made]] = {}
-
-    def __call__(self, keep: frozenset[Place]) -> tuple[Towers, Drop]:
-        made = self.make(keep)
-        return made, self._quantizer.measure(self._target, self._precision, made)
 
     def make(self, keep: frozenset[Place]) -> Towers:
         return {tower: self._tower(tower, frozenset(name for t, name in keep if t == tower)) for tower in self._samples}
