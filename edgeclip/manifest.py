@@ -197,6 +197,27 @@ class Quantization(Struct, frozen=True):
     budget: Budget | None = None
 
 
+class Axis(Struct, frozen=True):
+    """The sizes of one dynamic axis that an engine is built for."""
+
+    min: PositiveInt
+    opt: PositiveInt
+    """What it is tuned for."""
+    max: PositiveInt
+
+    def __post_init__(self) -> None:
+        if not self.min <= self.opt <= self.max:
+            raise ValueError(f"sizes must ascend: min {self.min}, opt {self.opt}, max {self.max}")
+
+
+class Profile(Struct, frozen=True):
+    """The sizes that an engine is built for."""
+
+    batch: Axis
+    context: Axis | None = None
+    """Token ids of a row; of the text tower alone."""
+
+
 class Artifact(Struct, frozen=True):
     """One tower for one target at one precision."""
 
@@ -213,6 +234,12 @@ class Artifact(Struct, frozen=True):
     tools: dict[str, str] = {}
     """Name and version of each library that made the artifact."""
     quantization: Quantization | None = None
+    profile: Profile | None = None
+    """Of target `tensorrt`, whose engines are built on the device."""
+
+    def __post_init__(self) -> None:
+        if self.profile and (self.profile.context is not None) != (self.tower == "text"):
+            raise ValueError(f"a profile of the {self.tower} tower has {'no' if self.tower == 'text' else 'a'} context")
 
 
 class Provenance(Struct, frozen=True):

@@ -19,9 +19,11 @@ from edgeclip.errors import EdgeClipError, ExportExistsError, ParityError
 from edgeclip.golden import Golden
 from edgeclip.manifest import (
     Artifact,
+    Axis,
     Parity,
     Precision,
     Preprocess,
+    Profile,
     Quantization,
     Target,
     TensorSpec,
@@ -33,6 +35,10 @@ JUDGES: dict[Target, str] = {"onnx": "onnxruntime", "openvino": "openvino", "ten
 """Target → the backend that its artifacts are measured on."""
 INPUT: dict[Tower, str] = {"image": "pixels", "text": "ids"}
 OUTPUT = "embeddings"
+MAX_BATCH = 32
+"""Rows that an engine takes at once, unless somebody says otherwise."""
+USUAL_BATCH = 8
+"""Rows that an engine is tuned for."""
 
 
 @dataclass(frozen=True)
@@ -42,6 +48,8 @@ class Job:
     tower: Tower
     target: Target
     precision: Precision
+    max_batch: int = MAX_BATCH
+    """Of a TensorRT engine; what other targets make takes any batch."""
 
     def __str__(self) -> str:
         return f"{self.target} {self.precision} {self.tower}"
@@ -74,10 +82,15 @@ class Outcome:
         return sum(len(data) for data in self.files.values())
 
 
-def jobs_of(targets: Iterable[Target], precisions: Iterable[Precision], towers: Iterable[Tower]) -> list[Job]:
+def jobs_of(
+    targets: Iterable[Target],
+    precisions: Iterable[Precision],
+    towers: Iterable[Tower],
+    max_batch: int = MAX_BATCH,
+) -> list[Job]:
     """Targets × precisions × towers, each once."""
     product = itertools.product(targets, precisions, towers)
-    return list(dict.fromkeys(Job(tower, target, precision) for target, precision, tower in product))
+    return list(dict.fromkeys(Job(tower, target, precision, max_batch) for target, precision, tower in product))
 
 
 def refuse_existing(bundle: Bundle, jobs: Iterable[Job], output: Path) -> None:
@@ -119,6 +132,7 @@ def draft(
     names: Iterable[str],
     preprocess: Preprocess,
     embed_dim: int,
+    context_length: int | None,
     *,
     opset: int | None,
     libraries: Iterable[str],
@@ -128,6 +142,7 @@ def draft(
 
     Args:
         names: of its files within the bundle.
+        context_length: the most token ids of a row; None where the model has no text tower.
         libraries: distributions that made it, whose versions are noted.
     """
     size = preprocess.size
@@ -145,7 +160,17 @@ def draft(
         opset=opset,
         tools={"python": platform.python_version()} | {name: version(name) for name in libraries},
         quantization=quantization,
+        profile=_profile(job, context_length) if job.target == "tensorrt" else None,
     )
+
+
+def _profile(job: Job, context_length: int | None) -> Profile:
+    """Any batch up to the job's, and any number of token ids; tuned for some rows of whole texts."""
+    batch = Axis(min=1, opt=min(USUAL_BATCH, job.max_batch), max=job.max_batch)
+    if job.tower == "image":
+        return Profile(batch=batch)
+    assert context_length is not None
+    return Profile(batch=batch, context=Axis(min=1, opt=context_length, max=context_length))
 
 
 def open_session(artifact: Artifact, files: Mapping[str, bytes]) -> Session:

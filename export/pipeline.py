@@ -173,7 +173,13 @@ def _attempt(job: Job, source: Source, golden: Golden, onnx_of: _Portable) -> Ou
         files = {f"{job.folder}/{name}": data for name, data in _make(job, onnx_of).items()}
         libraries = ("torch", "onnx", "onnxscript", *(["openvino"] if job.target == "openvino" else []))
         artifact = draft(
-            job, files, source.preprocess, source.model.embed_dim, opset=onnx_of.opset, libraries=libraries
+            job,
+            files,
+            source.preprocess,
+            source.model.embed_dim,
+            source.tokenizer_spec.context_length,
+            opset=onnx_of.opset,
+            libraries=libraries,
         )
         return judge(job, artifact, files, golden)
     except EdgeClipError as exc:

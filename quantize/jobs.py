@@ -63,6 +63,7 @@ def _judged(subject: Subject, job: Job, made: Quantized, libraries: Sequence[str
         files,
         subject.preprocess,
         subject.embed_dim,
+        subject.context_length,
         opset=subject.opset,
         libraries=libraries,
         quantization=made.quantization,

@@ -74,7 +74,9 @@ class Loss:
         if inputs is None:
             raise UsageError("there are no texts to measure the text tower on", hint=TEXTS)
         subject = self._subject
-        artifact = draft(job, files, subject.preprocess, subject.embed_dim, opset=subject.opset, libraries=())
+        artifact = draft(
+            job, files, subject.preprocess, subject.embed_dim, subject.context_length, opset=subject.opset, libraries=()
+        )
         return subject.embed(artifact, files, inputs)
 
 

@@ -27,6 +27,11 @@ class Subject:
     opset: int
     golden: Golden
 
+    @property
+    def context_length(self) -> int | None:
+        """The most token ids of a row; None where there is no text tower."""
+        return self.tokenizer.spec.context_length if self.tokenizer else None
+
     def embed(self, artifact: Artifact, files: dict[str, bytes], inputs: Array) -> Embeddings:
         """What an artifact of this model makes of its inputs, uint8 [N, S, S, 3] or int32 [N, C]. Returns [N, D]."""
         session = open_session(artifact, files)

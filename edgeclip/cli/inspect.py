@@ -17,7 +17,7 @@ from edgeclip.cli.options import checkpoint_options, need_export
 from edgeclip.cli.output import Output
 from edgeclip.cli.parity import megabytes
 from edgeclip.errors import UsageError
-from edgeclip.manifest import Artifact, Manifest, Quantization
+from edgeclip.manifest import Artifact, Axis, Manifest, Quantization
 
 if TYPE_CHECKING:
     from edgeclip.train.checkpoints import Checkpoint
@@ -44,6 +44,7 @@ def command(output: Output, /, path: str, check: bool, layers: bool, **reading: 
         bundle = Bundle.open(path)
         checked = hash_files(output, bundle) if check else 0
         show_bundle(output, bundle, checked)
+        show_profiles(output, bundle.manifest)
         show_quantization(output, bundle.manifest, layers=layers)
         return
     if check or layers:
@@ -92,6 +93,21 @@ def show_bundle(output: Output, bundle: Bundle, checked: int) -> None:
     output.table("Artifacts", columns, [_artifact_row(output, artifact, sizes) for artifact in manifest.artifacts])
     if card is not None:
         cards.show(output, card, stale=card.is_stale(manifest))
+
+
+def show_profiles(output: Output, manifest: Manifest) -> None:
+    """Print the sizes that engines are built for, where the device builds them."""
+    rows = [
+        [_name(artifact), _sizes(artifact.profile.batch), _sizes(artifact.profile.context)]
+        for artifact in manifest.artifacts
+        if artifact.profile
+    ]
+    if rows:
+        output.table("Engines", ("artifact", "batch", "context"), rows)
+
+
+def _sizes(axis: Axis | None) -> str:
+    return f"{axis.min} to {axis.max}, best at {axis.opt}" if axis else ""
 
 
 def show_quantization(output: Output, manifest: Manifest, *, layers: bool) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import replace
 from pathlib import Path
 
@@ -78,7 +79,11 @@ def test_an_integer_artifact_is_added_measured_and_runs(
         assert quantization.budget is not None
         assert quantization.budget.metric == "agreement"
     backend = "openvino" if target == "openvino" else "onnxruntime"
+    for artifact in Bundle.open(bundle).artifacts(target=target):
+        assert (artifact.profile is not None) == (target == "tensorrt")
     if target == "tensorrt":
+        shown = cli.edgeclip("inspect", bundle).stdout
+        assert re.search(r"tensorrt w8a8 text +1 to 32, best at 8 +1 to 32, best at 32", shown), shown
         return  # no backend of this machine runs it; its numbers were measured by ONNX Runtime
     with edgeclip.load(bundle, backend=backend, precision="w8a8") as model, edgeclip.load() as reference:
         photo = pictures.encoded(3)

@@ -86,7 +86,7 @@ REQUIRED = [
     if isinstance(path[-1], str)
     and path[-1] not in FREE_KEYS
     and path[-1] not in {"resize", "interpolation", "crop", "exif", "background", "random_weights", "causal", "opset"}
-    and path[-1] not in {"tools", "source", "recipe", "data", "licence", "quantization", "matryoshka"}
+    and path[-1] not in {"tools", "source", "recipe", "data", "licence", "quantization", "matryoshka", "profile"}
 ]
 
 
@@ -142,6 +142,46 @@ def test_value_out_of_its_range_is_refused_at_its_path(path: Path, value: Any) -
     with pytest.raises(BundleFormatError) as caught:
         manifest.decode(changed(path, value))
     assert f"`{json_path(where)}`" in str(caught.value)
+
+
+PROFILE = {"batch": {"min": 1, "opt": 8, "max": 32}}
+
+
+def test_a_profile_is_kept() -> None:
+    decoded = manifest.decode(changed(("artifacts", 0, "profile"), PROFILE))
+    batch = manifest.Axis(min=1, opt=8, max=32)
+    assert decoded.artifacts[0].profile == manifest.Profile(batch=batch)
+    assert manifest.decode(manifest.encode(decoded)) == decoded
+
+
+def test_a_bundle_of_before_profiles_has_none() -> None:
+    assert manifest.decode(without(("artifacts", 0, "profile"))).artifacts[0].profile is None
+
+
+@pytest.mark.parametrize(
+    ("sizes", "message"),
+    [
+        ((9, 8, 32), "sizes must ascend: min 9, opt 8, max 32"),
+        ((1, 33, 32), "sizes must ascend: min 1, opt 33, max 32"),
+        ((0, 1, 1), "Expected `int` >= 1"),
+        ((1, 8, 1 << 21), "Expected `int` <= 1048576"),
+    ],
+)
+def test_a_profile_s_sizes_ascend(sizes: tuple[int, int, int], message: str) -> None:
+    profile = {"batch": dict(zip(("min", "opt", "max"), sizes, strict=True))}
+    with pytest.raises(BundleFormatError) as caught:
+        manifest.decode(changed(("artifacts", 0, "profile"), profile))
+    assert message in str(caught.value)
+    assert "`$.artifacts[0].profile.batch" in str(caught.value)
+
+
+@pytest.mark.parametrize(("index", "tower", "context"), [(0, "image", True), (3, "text", False)])
+def test_a_profile_has_a_context_where_the_tower_reads_text(index: int, tower: str, context: bool) -> None:
+    profile = PROFILE | ({"context": PROFILE["batch"]} if context else {})
+    with pytest.raises(
+        BundleFormatError, match=f"a profile of the {tower} tower has {'a' if context else 'no'} context"
+    ):
+        manifest.decode(changed(("artifacts", index, "profile"), profile))
 
 
 def test_infinity_by_overflow_is_refused() -> None:
