@@ -30,7 +30,8 @@ def assemble(
         BundleError: the tokenizer is not what the manifest says.
     """
     tokenizer = _tokenizer(bundle, selection)
-    options = Options(request.device, request.threads or available_cpus(), request.compute)
+    device = request.device or backends.entry(selection.backend).device
+    options = Options(device, request.threads or available_cpus(), request.compute)
     sessions = _sessions(selection, files, options)
     info = _info(bundle, selection, sessions)
     cache = TextCache(info.fingerprint, info.embed_dim) if request.text_cache else None

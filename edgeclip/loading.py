@@ -26,7 +26,7 @@ def load(
     backend: str = "auto",
     precision: Precision | None = None,
     tower: Tower | None = None,
-    device: str = "cpu",
+    device: str | None = None,
     compute: Compute = "f32",
     threads: int | None = None,
     verify: bool = False,
@@ -40,11 +40,11 @@ def load(
 
     Args:
         path: a `.edgeclip` file or an unpacked bundle; None is the built-in model.
-        backend: `auto`, `openvino` or `onnxruntime`. `auto` takes the first in that order whose library is installed
-            and for which the bundle has an artifact; a backend that is named is used or is an error.
+        backend: `auto`, `tensorrt`, `openvino` or `onnxruntime`. `auto` takes the first in that order whose library
+            and device are here and for which the bundle has an artifact; one that is named is used or is an error.
         precision: of the artifact; None takes the most precise.
         tower: load only `image` or only `text`.
-        device: as the backend names it, `cpu` by default.
+        device: as the backend names it; None is the CPU, for `tensorrt` the first GPU.
         compute: the engine's arithmetic: `f32`, `bf16` or `f16`, where the device has it.
         threads: CPU threads of the engine; None takes those that this process may use.
         verify: run the golden vectors first, once per bundle, engine and device; the result is remembered.
@@ -84,6 +84,7 @@ def _open_model(request: Request) -> Model:
         backend=request.backend,
         precision=request.precision,
         towers=(request.tower,) if request.tower else None,
+        device=request.device,
     )
     with ThreadPoolExecutor(len(selection.artifacts), "edgeclip-verify") as pool:
         jobs = {tower: pool.submit(bundle.files, artifact) for tower, artifact in selection.artifacts.items()}

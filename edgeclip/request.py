@@ -16,7 +16,8 @@ class Request:
     backend: str = "auto"
     precision: Precision | None = None
     tower: Tower | None = None
-    device: str = "cpu"
+    device: str | None = None
+    """None is the backend's own."""
     compute: Compute = "f32"
     threads: int | None = None
     expect_digest: str | None = None

@@ -29,11 +29,13 @@ def select(
     backend: str = "auto",
     precision: Precision | None = None,
     towers: Sequence[Tower] | None = None,
+    device: str | None = None,
 ) -> Selection:
     """The first (backend, precision) in order of preference that has every tower asked for.
 
     Args:
         towers: what must be there; None asks for all towers that the bundle has.
+        device: with `auto`, only backends that may have it.
 
     Raises:
         UsageError: no such backend or precision, or the bundle lacks the artifact.
@@ -42,18 +44,20 @@ def select(
     if precision is not None and precision not in PRECISIONS:
         raise UsageError(f"unknown precision {precision!r}", hint=f"one of: {', '.join(PRECISIONS)}")
     wanted = tuple(towers) if towers else tuple(sorted({a.tower for a in manifest.artifacts}))
-    names = list(backends.BACKENDS) if backend == "auto" else [backend]
+    every = [name for name in backends.BACKENDS if backends.runs_on(name, device)]
+    names = every if backend == "auto" else [backend]
     found = [choice for name in names for choice in _choices(manifest, name, precision, wanted)]
     held = sorted(found, key=_is_borrowed)
     if not held:
         raise _absent(manifest, backend, precision, wanted)
     if backend != "auto":
         return _selection(held[0], "asked for" if precision else "asked for, the most precise that the bundle holds")
-    usable = [choice for choice in held if backends.installed(choice[0])]
+    able = {name for name in dict.fromkeys(choice[0] for choice in held) if backends.ready(name)}
+    usable = [choice for choice in held if choice[0] in able]
     if not usable:
         extras = dict.fromkeys(backends.entry(choice[0]).extra for choice in held)
         raise TargetUnavailableError(
-            f"no library here runs what the bundle holds ({', '.join(describe(manifest))})",
+            f"nothing here runs what the bundle holds ({', '.join(describe(manifest))})",
             hint=" or ".join(f"pip install 'edgeclip[{extra}]'" for extra in extras),
         )
     return _selection(usable[0], f"first of {', '.join(f'{n} {p}' for n, p, _ in usable)}")

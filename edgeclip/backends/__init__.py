@@ -21,14 +21,33 @@ class Entry:
     module: str
     targets: tuple[Target, ...]
     """Its own first; others are run where the bundle has none of its own."""
-    library: str
+    libraries: tuple[str, ...]
+    """Any one of them will do."""
     extra: str
+    needs: tuple[str, ...] = ()
+    """Further modules, all of them."""
+    device: str = "cpu"
+    """What it runs on where no device is named."""
+    probe: str = ""
+    """A module whose `present()` says whether that device is there; "" where it always is."""
+    install: str = ""
+    """How to get it, where the extra alone does not bring it."""
 
 
 # In order of preference for `backend="auto"`.
 BACKENDS: dict[str, Entry] = {
-    "openvino": Entry("edgeclip.backends.ov", ("openvino", "onnx"), "openvino", "openvino"),
-    "onnxruntime": Entry("edgeclip.backends.ort", ("onnx",), "onnxruntime", "onnx"),
+    "tensorrt": Entry(
+        "edgeclip.backends.trt",
+        ("tensorrt",),
+        ("tensorrt", "tensorrt_rtx"),
+        "tensorrt",
+        needs=("cuda.bindings",),
+        device="cuda",
+        probe="edgeclip.backends.cuda",
+        install="pip install 'edgeclip[tensorrt-rtx]'; on a Jetson: edgeclip[tensorrt], with TensorRT from JetPack",
+    ),
+    "openvino": Entry("edgeclip.backends.ov", ("openvino", "onnx"), ("openvino",), "openvino"),
+    "onnxruntime": Entry("edgeclip.backends.ort", ("onnx",), ("onnxruntime",), "onnx"),
 }
 
 
@@ -45,7 +64,28 @@ def entry(name: str) -> Entry:
 
 def installed(name: str) -> bool:
     """Whether the backend's library can be found. Imports nothing."""
-    return find_spec(entry(name).library) is not None
+    return not missing(name)
+
+
+def missing(name: str) -> list[str]:
+    """What the backend lacks, in words. Imports nothing but the packages that hold a module."""
+    row = entry(name)
+    lacking = [] if any(_found(module) for module in row.libraries) else [" or ".join(map(repr, row.libraries))]
+    return lacking + [repr(module) for module in row.needs if not _found(module)]
+
+
+def ready(name: str) -> bool:
+    """Whether the backend's library can be found and, where that is not certain, its device too."""
+    if not installed(name):
+        return False
+    probe = entry(name).probe
+    return not probe or bool(import_module(probe).present())
+
+
+def runs_on(name: str, device: str | None) -> bool:
+    """Whether a device may be one of the backend's, as far as its name tells: TensorRT has no CPU."""
+    own = entry(name).device
+    return device is None or own == "cpu" or device.partition(":")[0] == own
 
 
 def get(name: str) -> Backend:
@@ -55,13 +95,20 @@ def get(name: str) -> Backend:
         TargetUnavailableError: the library is not installed, or does not import.
     """
     row = entry(name)
-    if not installed(name):
-        others = ", ".join(other for other in BACKENDS if installed(other)) or "none"
+    if lacking := missing(name):
+        others = ", ".join(other for other in BACKENDS if ready(other)) or "none"
         raise TargetUnavailableError(
-            f"backend {name}: the library {row.library!r} is not installed; available here: {others}",
-            hint=f"pip install 'edgeclip[{row.extra}]'",
+            f"backend {name}: the library {' and '.join(lacking)} is not installed; available here: {others}",
+            hint=row.install or f"pip install 'edgeclip[{row.extra}]'",
         )
     try:
         return cast("Backend", import_module(row.module))
     except ImportError as exc:
-        raise TargetUnavailableError(f"backend {name}: {row.library!r} does not import: {exc}") from exc
+        raise TargetUnavailableError(f"backend {name}: a library does not import: {exc}") from exc
+
+
+def _found(module: str) -> bool:
+    try:
+        return find_spec(module) is not None
+    except ModuleNotFoundError:  # the package that would hold it
+        return False

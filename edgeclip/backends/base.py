@@ -60,10 +60,17 @@ class Backend(Protocol):
     """An engine library: a module with these functions."""
 
     def devices(self) -> list[str]:
-        """The devices that `Options.device` may name here, best first; empty where there is none."""
+        """The devices that `Options.device` may name here, best first; empty where there is none.
+
+        Raises:
+            TargetUnavailableError: there is none, and the engine knows why.
+        """
 
     def computes(self, device: str) -> list[Compute]:
         """The arithmetic that `Options.compute` may name on a device."""
+
+    def describe(self, device: str) -> str:
+        """What the device is, in words; "" where the engine does not know."""
 
     def open(self, artifact: Artifact, files: Files, options: Options) -> Session:
         """Load an artifact from the verified bytes of its files.

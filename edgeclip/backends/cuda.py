@@ -46,7 +46,7 @@ def check(result: tuple[Any, ...]) -> Any:
     """
     status, *values = result
     if int(status) != 0:
-        raise CudaError(f"CUDA: {_text(status)}")
+        raise CudaError(_text(status))
     return values[0] if len(values) == 1 else tuple(values) or None
 
 

@@ -31,6 +31,11 @@ def computes(device: str) -> list[Compute]:
     return ["f32"]
 
 
+def describe(device: str) -> str:
+    """See `Backend.describe`."""
+    return ""
+
+
 def open(artifact: Artifact, files: Files, options: Options) -> OrtSession:
     """See `Backend.open`."""
     provider = _provider(options)

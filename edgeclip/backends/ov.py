@@ -44,6 +44,11 @@ def computes(device: str) -> list[Compute]:
     return [name for name, capability in _CAPABILITIES.items() if capability in able]
 
 
+def describe(device: str) -> str:
+    """See `Backend.describe`."""
+    return str(_core().get_property(device.upper(), "FULL_DEVICE_NAME"))
+
+
 def open(artifact: Artifact, files: Files, options: Options) -> OvSession:
     """See `Backend.open`."""
     if options.device not in devices():

@@ -130,14 +130,16 @@ def verify(output: Output, path: Path) -> None:
 
 
 def usable() -> list[str]:
-    """Backends whose library is installed.
+    """Backends that run what is exported here, and whose library is installed.
 
     Raises:
         TargetUnavailableError: there is none.
     """
     from edgeclip import backends
 
-    names = [name for name in backends.BACKENDS if backends.installed(name)]
+    names = [
+        name for name, row in backends.BACKENDS.items() if {*row.targets} & {*TARGETS} and backends.installed(name)
+    ]
     if not names:
         raise TargetUnavailableError("no backend is installed", hint="pip install 'edgeclip[onnx,openvino]'")
     return names

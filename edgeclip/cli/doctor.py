@@ -12,7 +12,7 @@ from edgeclip.cli.group import Command, examples
 from edgeclip.cli.output import Output
 from edgeclip.errors import EdgeClipError, TargetUnavailableError
 
-PLANNED = ("coreml", "tensorrt")
+PLANNED = ("coreml",)
 EXTRAS = {
     "export": ("torch", "onnx", "onnxscript"),
     "parquet": ("pyarrow",),
@@ -30,6 +30,8 @@ class Report:
     version: str = ""
     computes: Mapping[str, Sequence[str]] | None = None
     """Device -> arithmetic that it has."""
+    devices: Mapping[str, str] | None = None
+    """Device -> what it is, in words."""
     reason: str = ""
     fix: str = ""
 
@@ -63,10 +65,13 @@ def examine(name: str) -> Report:
         return Report(name, False, reason="not built yet in this version")
     from edgeclip import backends
 
-    version = machine.version_of(backends.entry(name).library) or ""
+    versions = {library: machine.version_of(library) for library in backends.entry(name).libraries}
+    named = len(versions) > 1  # which of them it is, matters
+    version = next((f"{lib} {number}" if named else number for lib, number in versions.items() if number), "")
     try:
         engine = backends.get(name)
         computes = {device: engine.computes(device) for device in engine.devices()}
+        devices = {device: engine.describe(device) for device in computes}
     except EdgeClipError as exc:
         return Report(name, False, version, reason=exc.message, fix=exc.hint)
     except Exception as exc:  # a broken library can raise anything, and to say so is what this command is for
@@ -74,7 +79,7 @@ def examine(name: str) -> Report:
         return Report(name, False, version, reason=f"{type(exc).__name__}: {text}", fix="install the library again")
     if not computes:
         return Report(name, False, version, computes, reason="no device found")
-    return Report(name, True, version, computes)
+    return Report(name, True, version, computes, devices)
 
 
 def _backends() -> tuple[str, ...]:
@@ -90,10 +95,15 @@ def _extra(name: str, modules: tuple[str, ...]) -> str:
     return ", ".join(f"{module} {machine.version_of(module)}" for module in modules)
 
 
+def _device(report: Report, device: str, types: Sequence[str]) -> str:
+    words = (report.devices or {}).get(device)
+    return f"{device} ({', '.join(types)}){f': {words}' if words else ''}"
+
+
 def _show_backends(output: Output, reports: list[Report]) -> None:
     rows = []
     for report in reports:
-        devices = "; ".join(f"{device} ({', '.join(types)})" for device, types in (report.computes or {}).items())
+        devices = "; ".join(_device(report, device, types) for device, types in (report.computes or {}).items())
         status = output.status("ok" if report.usable else "failed")
         rows.append([report.backend, status, report.version, devices, report.reason, report.fix])
     output.table("Backends", ("backend", "status", "version", "devices (compute)", "reason", "fix"), rows)

@@ -32,7 +32,7 @@ class Engine:
 
     backend: str = "auto"
     precision: Precision | None = None
-    device: str = "cpu"
+    device: str | None = None
     compute: Compute = "f32"
     threads: int | None = None
 
@@ -52,9 +52,9 @@ class Engine:
 
 
 _ENGINE = (
-    click.option("--backend", default="auto", show_default=True, help="auto, openvino or onnxruntime."),
+    click.option("--backend", default="auto", show_default=True, help="auto, tensorrt, openvino or onnxruntime."),
     click.option("--precision", type=click.Choice(PRECISIONS), help="Of the artifact; the most precise by default."),
-    click.option("--device", default="cpu", show_default=True, help="As the backend names it: see edgeclip doctor."),
+    click.option("--device", help="As the backend names it: see edgeclip doctor. The CPU; for tensorrt the first GPU."),
     click.option("--compute", type=click.Choice(COMPUTES), default="f32", show_default=True, help="Arithmetic."),
     click.option("--threads", type=click.IntRange(min=1), help="CPU threads; all that this process may use."),
 )
@@ -68,7 +68,7 @@ def engine_options(function: Function) -> Function:
         *args: Any,
         backend: str,
         precision: Precision | None,
-        device: str,
+        device: str | None,
         compute: Compute,
         threads: int | None,
         **kwargs: Any,

@@ -60,7 +60,7 @@ class Run:
 def command(output: Output, bundle: Path, engine: Engine, tower: Tower | None) -> None:
     """Hash every file of BUNDLE, then run its golden vectors on this device and compare with the fp32 reference.
 
-    --backend all verifies every backend and precision that the bundle holds and whose library is installed.
+    --backend all verifies every backend and precision that the bundle holds and whose library and device are here.
     """
     opened = Bundle.open(bundle)
     count = hash_files(output, opened)
@@ -101,7 +101,8 @@ def verify_each(bundle: Bundle, plans: Sequence[Plan], begin: progress.Step) -> 
         try:
             with one.engine.load(bundle.path, one.tower) as model:
                 # What `auto` stands for is known now.
-                engine = replace(one.engine, backend=model.info.backend, precision=model.info.precision)
+                info = model.info
+                engine = replace(one.engine, backend=info.backend, precision=info.precision, device=info.device)
                 yield Run(replace(one, engine=engine), verify(model))
         except (BundleError, TargetError) as exc:
             if isinstance(exc, BundleError) or len(plans) == 1:
@@ -139,7 +140,9 @@ def _all(manifest: Manifest, engine: Engine, tower: Tower | None) -> Iterator[Pl
 
     every = {artifact.tower for artifact in manifest.artifacts}
     for name, row in backends.BACKENDS.items():
-        for precision in PRECISIONS if backends.installed(name) else ():
+        if not backends.runs_on(name, engine.device) or not {a.target for a in manifest.artifacts} & {*row.targets}:
+            continue
+        for precision in PRECISIONS if backends.ready(name) else ():
             if engine.precision not in (None, precision):
                 continue
             of = {a.tower for a in manifest.artifacts if a.target in row.targets and a.precision == precision}
