@@ -31,7 +31,7 @@ class Scheme:
     precision: Precision
     """`w8a8`, `w8a16` or `w4a16`."""
     group: int = 0
-    """Input channels whose weights share a scale; 0: all."""
+    """Weights of a row that share a scale, at most; 0: all."""
     symmetric: bool = False
     """Activations of w8a8 are int8 with zero point 0, not uint8."""
 

@@ -17,10 +17,9 @@ import numpy as np
 
 from edgeclip.backends.ov_library import ov
 from edgeclip.quantize import ir_graph
+from edgeclip.quantize.groups import GROUP
 from edgeclip.quantize.ir_convolutions import compress_convolutions
 
-GROUP = 32
-"""Weights that share a scale, at 4 bits."""
 SAMPLES_OF_CORRECTION = 64
 """As many as 4-bit weights are corrected on."""
 

@@ -10,7 +10,8 @@ from numpy.typing import NDArray
 
 from edgeclip.backends.ov_library import ov
 from edgeclip.quantize import ir_graph
-from edgeclip.quantize.ir_rounding import correct_rounding, group_size, pack, round_to_int4
+from edgeclip.quantize.groups import group_size
+from edgeclip.quantize.ir_rounding import correct_rounding, pack, round_to_int4
 
 
 def compress_convolutions(model: Any, keep: Iterable[str], group: int, samples: NDArray[Any] | None) -> None:

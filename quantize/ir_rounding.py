@@ -9,11 +9,6 @@ DAMPING = 0.1
 """Share of the mean of the Hessian's diagonal that is added to it, as in NNCF. Measured: 0.01 is worse."""
 
 
-def group_size(length: int, most: int) -> int:
-    """The largest divisor of a row's length up to `most`."""
-    return next(size for size in range(min(most, length), 0, -1) if length % size == 0)
-
-
 def round_to_int4(rows: NDArray[np.float32], size: int) -> tuple[NDArray[np.int8], NDArray[np.float16]]:
     """Round float32 [O, K] in groups of `size`, the scale of each group being the best of a few.
 

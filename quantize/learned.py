@@ -1,9 +1,9 @@
 """Learned scales in an ONNX model: the integers that training has computed with, bit for bit.
 
 Weights become int8 initializers behind DequantizeLinear; of 4 bits, int8 with values from −7 to 7, since ONNX knows no
-narrower integers below opset 21. Where a weight has several groups of input channels, its rows are cut into one for
-each group and put together again behind it, because one DequantizeLinear has one axis of scales. Activations pass
-QuantizeLinear and DequantizeLinear.
+narrower integers below opset 21. Where a row of weights has several groups, it is cut into one for each group and put
+together again behind it, because one DequantizeLinear has one axis of scales. Activations pass QuantizeLinear and
+DequantizeLinear.
 
     x, W → Conv          Given
     x → QuantizeLinear → DequantizeLinear ─┐
@@ -47,7 +47,7 @@ def with_scales(model: bytes, scales: Mapping[str, Scales], *, symmetric: bool) 
 
 
 def integers(weight: Array, scales: Scales) -> Array:
-    """A weight [O, I, ...] as int8 [O · G, I / G · ...]: the rows that share a scale."""
+    """A weight [O, I, ...] as int8 [O · G, weights of a group]: the rows that share a scale."""
     high = np.float32(2 ** (scales.bits - 1) - 1)
     rows = weight.reshape(scales.weight_scale.size, -1)
     steps = rows / scales.weight_scale.reshape(-1, 1)
@@ -102,7 +102,7 @@ class _Editor:
         last = node.op_type == "MatMul" or (node.op_type == "Gemm" and not _attribute(node, "transB"))
         weight = np.ascontiguousarray(stored.T) if last else stored  # [O, I, ...]
         outputs, groups = scales.weight_scale.shape
-        if weight.shape[0] != outputs or weight.shape[1] % groups:
+        if weight.shape[0] != outputs or weight[0].size % groups:
             raise UsageError(f"{name}: scales {list(scales.weight_scale.shape)} for a weight {list(weight.shape)}")
         rows = integers(weight, scales)
         if groups == 1:

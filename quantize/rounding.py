@@ -17,6 +17,8 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
+from edgeclip.quantize.groups import group_size
+
 _TINY = 1e-8
 """Scales are not below: what is always 0 has no range."""
 _RATIOS = 41
@@ -49,20 +51,21 @@ def lsq_factor(values: int, high: int) -> float:
 
 
 class WeightQuantizer(nn.Module):
-    """Symmetric rounding of a weight, one scale for each output channel and group of input channels."""
+    """Symmetric rounding of a weight, one scale for each group of an output channel's weights, or for all of them."""
 
     def __init__(self, weight: Tensor, bits: int = 8, group: int = 0) -> None:
         """
         Args:
             weight: [O, I, ...], from which the scales start.
             bits: 8 or 4; integers are −127 to 127 or −7 to 7.
-            group: input channels that share a scale; 0, or a number that does not divide I: all.
+            group: weights of a row that share a scale, or the largest divisor of its length below; 0: all.
         """
         super().__init__()
         self.bits = bits
         self.high = 2 ** (bits - 1) - 1
-        self.groups = weight.shape[1] // group if group and weight.shape[1] % group == 0 else 1
-        scale = _best_scales(_rows(weight.detach().float(), self.groups), self.high)
+        length = weight[0].numel()
+        self.groups = length // group_size(length, group) if group else 1
+        scale = _best_scales(weight.detach().float().reshape(len(weight), self.groups, -1), self.high)
         # One-dimensional, like the other parameters that do not decay.
         self.log_scale = nn.Parameter(scale.log().flatten())
 
@@ -74,9 +77,13 @@ class WeightQuantizer(nn.Module):
     def forward(self, weight: Tensor) -> Tensor:
         """[O, I, ...] to the same, in the same layout of memory."""
         values = weight.numel() // self.log_scale.numel()
-        log_scale = damp_gradient(self.log_scale, lsq_factor(values, self.high))
-        scale = log_scale.exp().view(-1, self.groups).repeat_interleave(weight.shape[1] // self.groups, dim=1)
-        return fake_quantize(weight, scale.view(*weight.shape[:2], *(1,) * (weight.ndim - 2)), -self.high, self.high)
+        scale = damp_gradient(self.log_scale, lsq_factor(values, self.high)).exp()
+        if self.groups > 1:
+            layout = torch.channels_last if _is_channels_last(weight) else torch.contiguous_format
+            scale = scale.repeat_interleave(values).view(weight.shape).contiguous(memory_format=layout)
+        else:
+            scale = scale.view(-1, *(1,) * (weight.ndim - 1))
+        return fake_quantize(weight, scale, -self.high, self.high)
 
 
 class ActivationQuantizer(nn.Module):
@@ -120,9 +127,8 @@ class ActivationQuantizer(nn.Module):
         return True
 
 
-def _rows(weight: Tensor, groups: int) -> Tensor:
-    """[O, I, ...] to [O, G, I / G · ...]: the values that share a scale."""
-    return weight.reshape(weight.shape[0], groups, -1)
+def _is_channels_last(weight: Tensor) -> bool:
+    return weight.ndim == 4 and weight.is_contiguous(memory_format=torch.channels_last)
 
 
 def _best_scales(rows: Tensor, high: int) -> Tensor:

@@ -27,7 +27,7 @@ class Scales:
     """Of one layer: a weight w is kept as round(w / scale), an activation x as round(x / scale) + zero point."""
 
     weight_scale: NDArray[np.float32]
-    """[O, G] above 0, for O output channels and G equal groups of input channels."""
+    """[O, G] above 0, for O output channels and G equal groups of each one's weights, in the order of [I, ...]."""
     activation_scale: float | None = None
     """Above 0; None where activations are not rounded."""
     zero_point: int | None = None

@@ -18,11 +18,10 @@ from numpy.typing import NDArray
 from edgeclip.backends.base import Array, Embeddings
 from edgeclip.manifest import Precision
 from edgeclip.quantize import extremes, graphs
+from edgeclip.quantize.groups import GROUP, group_size
 from edgeclip.quantize.layers import OPS, output_axis
 from edgeclip.quantize.onnx_weights import to_integers
 
-GROUP = 64
-"""Input channels that share a scale at 4 bits."""
 LEVELS = 255
 Floats = NDArray[np.float32]
 
@@ -97,14 +96,14 @@ def _rounded_weight(tensor: Any, node: Any, bits: int) -> Any:
 
 
 def round_weight(weight: Floats, axis: int, bits: int) -> Floats:
-    """Round to symmetric integers and back: a scale for each output channel at 8 bits, for `GROUP` of its weights at 4.
+    """Round to symmetric integers and back: a scale for each output channel at 8 bits, for a group of its weights at 4.
 
     Args:
         axis: of the output channels.
     """
     moved = np.moveaxis(weight, axis, 0)
     width = moved[0].size
-    group = GROUP if bits == 4 and width % GROUP == 0 else width
+    group = group_size(width, GROUP) if bits == 4 else width
     codes, scales = to_integers(moved.reshape(-1, group), 0, largest=2 ** (bits - 1) - 1)
     return np.ascontiguousarray(np.moveaxis((codes * scales).reshape(moved.shape), 0, axis))
 

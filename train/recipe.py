@@ -223,7 +223,8 @@ class Quantize(Table, frozen=True, kw_only=True):
 
     precision: Literal["w8a8", "w8a16", "w4a16"]
     group: Natural = 0
-    """Input channels whose weights share a scale; 0, or a number that does not divide them: all."""
+    """Weights of an output channel that share a scale, at w4a16; where it does not divide them, the largest divisor
+    below. 0: all."""
     symmetric: bool = False
     """Activations of w8a8 are int8 with zero point 0, as TensorRT wants them, not uint8."""
     keep: tuple[Name, ...] = ()
@@ -232,6 +233,10 @@ class Quantize(Table, frozen=True, kw_only=True):
     """Over which the ranges of activations are measured before the first step."""
     freeze_after: Fraction = 0.8
     """From which part of the run on scales stay as they are, and weights alone are trained."""
+
+    def __post_init__(self) -> None:
+        if self.group and self.precision != "w4a16":
+            raise ValueError("`group` is of w4a16: at 8 bits an output channel has one scale on every target")
 
 
 class Evaluate(Table, frozen=True):

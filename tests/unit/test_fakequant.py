@@ -109,7 +109,7 @@ def test_frozen_scales_get_no_gradient() -> None:
 
 
 def test_scales_are_read_by_layer() -> None:
-    scales = learned_scales(observed(attach(net(), Scheme("w8a8", group=1))))
+    scales = learned_scales(observed(attach(net(), Scheme("w8a8", group=9))))
     assert list(scales) == ["0", "3"]
     assert scales["0"].weight_scale.shape == (8, 3) and scales["0"].bits == 8
     assert scales["3"].activation_scale is not None and scales["3"].zero_point == 0  # behind a ReLU

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from edgeclip.quantize.ir_rounding import correct_rounding, group_size, pack, round_to_int4
+from edgeclip.quantize.groups import group_size
+from edgeclip.quantize.ir_rounding import correct_rounding, pack, round_to_int4
 
 
 def restored(levels: NDArray[np.int8], scales: NDArray[np.float16]) -> NDArray[np.float32]:

@@ -79,8 +79,8 @@ def test_a_weight_of_nothing_but_zeros_stays() -> None:
     assert bool((WeightQuantizer(weight, bits=4)(weight) == 0).all())
 
 
-@pytest.mark.parametrize(("group", "groups"), [(0, 1), (4, 2), (8, 1), (2, 4), (3, 1)])
-def test_a_group_that_does_not_divide_is_the_whole(group: int, groups: int) -> None:
+@pytest.mark.parametrize(("group", "groups"), [(0, 1), (4, 18), (36, 2), (32, 3), (72, 1), (100, 1)])
+def test_a_group_that_does_not_divide_is_the_largest_divisor_below(group: int, groups: int) -> None:
     quantizer = WeightQuantizer(torch.randn(5, 8, 3, 3), bits=4, group=group)
     assert quantizer.groups == groups and quantizer.scale.shape == (5, groups)
 
@@ -89,7 +89,7 @@ def test_a_group_that_does_not_divide_is_the_whole(group: int, groups: int) -> N
 def test_each_group_has_its_own_scale(shape: tuple[int, ...]) -> None:
     torch.manual_seed(0)
     weight = torch.randn(*shape)
-    grouped = WeightQuantizer(weight, bits=4, group=4)
+    grouped = WeightQuantizer(weight, bits=4, group=weight[0].numel() // 2)
     halves = [WeightQuantizer(half, bits=4) for half in weight.split(4, dim=1)]
     torch.testing.assert_close(grouped.scale, torch.cat([half.scale for half in halves], dim=1))
     expected = torch.cat([half(part) for half, part in zip(halves, weight.split(4, dim=1), strict=True)], dim=1)
@@ -98,7 +98,15 @@ def test_each_group_has_its_own_scale(shape: tuple[int, ...]) -> None:
 
 def test_the_layout_of_memory_stays() -> None:
     weight = torch.randn(4, 8, 3, 3).to(memory_format=torch.channels_last)
-    assert WeightQuantizer(weight, bits=4, group=4)(weight).is_contiguous(memory_format=torch.channels_last)
+    rounded = WeightQuantizer(weight, bits=4, group=4)(weight)
+    assert rounded.is_contiguous(memory_format=torch.channels_last)
+
+
+def test_groups_go_across_channels_in_the_order_that_targets_store() -> None:
+    weight = torch.arange(1.0, 19.0).reshape(1, 2, 3, 3)
+    scale = WeightQuantizer(weight.to(memory_format=torch.channels_last), bits=8, group=6).scale
+    assert scale.shape == (1, 3)
+    torch.testing.assert_close(scale * 127, torch.tensor([[6.0, 12.0, 18.0]]), rtol=0.02, atol=0.0)
 
 
 def observed(x: Tensor, *, symmetric: bool = False) -> ActivationQuantizer:

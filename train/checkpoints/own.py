@@ -167,6 +167,6 @@ def _read_scales(folder: Path, description: Description, weights: Weights) -> Le
     for name, one in scales.layers.items():
         weight = weights.tensors.get(f"{name}.weight")
         outputs, groups = one.weight_scale.shape if one.weight_scale.ndim == 2 else (0, 1)
-        if weight is None or weight.ndim < 2 or weight.shape[0] != outputs or weight.shape[1] % groups:
+        if weight is None or weight.ndim < 2 or weight.shape[0] != outputs or weight[0].numel() % groups:
             raise CheckpointError(f"{SCALES}: its scales do not fit {name}", hint="get the checkpoint again")
     return scales
