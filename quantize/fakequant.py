@@ -84,8 +84,16 @@ def attach(model: Model, scheme: Scheme, keep: frozenset[str] = frozenset()) -> 
     return model
 
 
+@torch.no_grad()
+def round_weights(model: Model) -> Model:
+    """Put what the weights are rounded to in their place. To round them again changes nothing."""
+    for layer in quantized_layers(model).values():
+        layer.weight.copy_(layer.weight_quantizer(layer.weight))
+    return model
+
+
 def detach(model: Model) -> Model:
-    """Take all quantizers away, in place. Weights are as they are trained, not rounded."""
+    """Take all quantizers away, in place. Weights are left as they are."""
     for layer in list(quantized_layers(model).values()):
         for part in _PARTS:
             delattr(layer, part)

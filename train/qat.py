@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterable
 import msgspec
 
 from edgeclip.errors import UsageError
-from edgeclip.quantize.fakequant import Scheme, activation_quantizers, attach, detach, learned, observe
+from edgeclip.quantize.fakequant import Scheme, activation_quantizers, attach, detach, learned, observe, round_weights
 from edgeclip.quantize.scales import Learned
 from edgeclip.train.data.batch import Batch
 from edgeclip.train.evaluate import evaluating
@@ -58,9 +58,9 @@ def initialise(clip: Clip, batches: Iterable[Batch], encode: Encode) -> None:
 
 
 def split(clip: Clip, settings: Quantize) -> tuple[Clip, Learned]:
-    """The model without its quantizers, and their scales. The model itself is not changed."""
+    """The model without its quantizers, its weights rounded, and their scales. The model itself is not changed."""
     scales = learned(clip, scheme(settings))
-    return detach(copy.deepcopy(clip)), scales
+    return detach(round_weights(copy.deepcopy(clip))), scales
 
 
 def scheme(settings: Quantize) -> Scheme:

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from edgeclip.errors import UsageError
-from edgeclip.quantize.fakequant import Scheme, attach, detach, freeze, learned, learned_scales, observe
+from edgeclip.quantize.fakequant import Scheme, attach, detach, freeze, learned, learned_scales, observe, round_weights
 from edgeclip.quantize.fakequant import quantized_layers as layers_of
 
 W4, W8A8 = Scheme("w4a16"), Scheme("w8a8")
@@ -55,6 +55,15 @@ def test_it_computes_with_the_rounded_weights() -> None:
         for index in (0, 3):
             rounded[index].weight.copy_(model[index].weight_quantizer(model[index].weight))
     assert torch.equal(model(X), rounded(X))
+
+
+def test_rounded_weights_stay_when_they_are_rounded_again() -> None:
+    model = attach(net(), W4)
+    expected = model(X)
+    once = {name: value.clone() for name, value in round_weights(model).state_dict().items()}
+    assert not torch.equal(once["0.weight"], net().state_dict()["0.weight"])
+    assert torch.equal(model(X), expected) and torch.equal(round_weights(model).state_dict()["0.weight"], once["0.weight"])
+    assert torch.equal(detach(model)(X), expected)
 
 
 def test_what_is_kept_stays() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import re
 from itertools import pairwise
 from pathlib import Path
@@ -15,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from edgeclip.errors import CheckpointError, UsageError
-from edgeclip.quantize.fakequant import activation_quantizers, attach, quantized_layers
+from edgeclip.quantize.fakequant import activation_quantizers, attach, detach, quantized_layers
 from edgeclip.train import qat
 from edgeclip.train.checkpoints import build, read_checkpoint, save_checkpoint
 from edgeclip.train.checkpoints.half import halve
@@ -29,7 +30,7 @@ from tests.qat import CONFIG, LAYERS, STEM, recipe, trained
 
 def test_a_run_begins_with_the_folded_model(tmp_path: Path) -> None:
     with start(recipe(tmp_path)) as run:
-        plain, _ = qat.split(run.clip, Quantize(precision="w4a16"))
+        plain = detach(copy.deepcopy(run.clip))
         pixels = torch.randn(4, 3, 16, 16)
         with torch.no_grad():
             torch.testing.assert_close(plain.encode_image(pixels), trained().encode_image(pixels), rtol=1e-4, atol=1e-5)
@@ -79,6 +80,18 @@ def test_the_checkpoint_carries_what_the_model_was_scored_with(tmp_path: Path, p
     assert read.scales is not None and read.scales.precision == precision and read.config.folded
     assert read.scales.to_bytes() == trained_scales.to_bytes()
     assert not [name for name in read.state_dict if "quantizer" in name]
+
+
+def test_the_checkpoint_computes_what_was_trained(tmp_path: Path) -> None:
+    pixels = torch.randn(4, 3, 16, 16)
+    with start(recipe(tmp_path)) as run:
+        read = read_checkpoint(run.train())
+        with torch.no_grad():
+            expected = run.trained().eval().encode_image(pixels)
+            got = build(read).encode_image(pixels)
+            unrounded = detach(copy.deepcopy(run.trained())).encode_image(pixels)
+    torch.testing.assert_close(got, expected, rtol=1e-5, atol=1e-6)
+    assert (unrounded - expected).abs().max() > 1e-3, "rounding makes no difference"
 
 
 @pytest.mark.parametrize("precision", ["w8a8", "w4a16"])
