@@ -11,9 +11,10 @@ import re
 from collections.abc import Callable, Iterator, Mapping
 from xml.etree import ElementTree  # What makes XML dangerous, DTDs and entities, is refused before it is parsed.
 
-from edgeclip import manifest, onnxwire, paths
+from edgeclip import onnxwire
+from edgeclip.backends import coreml_package
 from edgeclip.buffers import Buffer
-from edgeclip.errors import BundleFormatError, BundlePathError, TargetLoadError
+from edgeclip.errors import BundleFormatError, TargetLoadError
 from edgeclip.manifest import Artifact
 
 MAX_XML_BYTES = 1 << 26
@@ -119,23 +120,7 @@ def _check_layer(layer: dict[str, str], data: dict[str, str] | None, size: int) 
 
 def _check_coreml(name: str, files: Files) -> None:
     """A package's `Manifest.json` names the parts of it that are loaded: they must be in the package."""
-    match = _PACKAGE.match(name)
-    package = match[1] if match else ""
-    listing = f"{package}/Manifest.json"
-    if listing not in files:
-        raise BundleFormatError(f"{package}: the package has no Manifest.json")
-    document = manifest.parse_json(bytes(files[listing]), listing)
-    items = document.get("itemInfoEntries") if isinstance(document, dict) else None
-    if not isinstance(items, dict) or not items:
-        raise BundleFormatError(f"{listing}: lists no items")
-    for item in items.values():
-        path = item.get("path") if isinstance(item, dict) else None
-        if not isinstance(path, str):
-            raise BundleFormatError(f"{listing}: an item without a path")
-        paths.check(path)
-        inside = f"{package}/Data/{path}"
-        if not any(file == inside or file.startswith(f"{inside}/") for file in files):
-            raise BundlePathError(f"{listing}: path {path!r} is not in the package")
+    coreml_package.read(name, files)
 
 
 _CHECKS: dict[str, Callable[[str, Files], None]] = {

@@ -31,7 +31,12 @@ from edgeclip.manifest import (
 )
 from edgeclip.parity import Agreement, bounds_for, measure
 
-JUDGES: dict[Target, str] = {"onnx": "onnxruntime", "openvino": "openvino", "tensorrt": "onnxruntime"}
+JUDGES: dict[Target, str] = {
+    "onnx": "onnxruntime",
+    "openvino": "openvino",
+    "coreml": "coreml-reference",
+    "tensorrt": "onnxruntime",
+}
 """Target → the backend that its artifacts are measured on."""
 INPUT: dict[Tower, str] = {"image": "pixels", "text": "ids"}
 OUTPUT = "embeddings"

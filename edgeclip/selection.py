@@ -44,7 +44,7 @@ def select(
     if precision is not None and precision not in PRECISIONS:
         raise UsageError(f"unknown precision {precision!r}", hint=f"one of: {', '.join(PRECISIONS)}")
     wanted = tuple(towers) if towers else tuple(sorted({a.tower for a in manifest.artifacts}))
-    every = [name for name in backends.BACKENDS if backends.runs_on(name, device)]
+    every = [name for name, row in backends.BACKENDS.items() if row.automatic and backends.runs_on(name, device)]
     names = every if backend == "auto" else [backend]
     found = [choice for name in names for choice in _choices(manifest, name, precision, wanted)]
     held = sorted(found, key=_is_borrowed)
@@ -55,10 +55,10 @@ def select(
     able = {name for name in dict.fromkeys(choice[0] for choice in held) if backends.ready(name)}
     usable = [choice for choice in held if choice[0] in able]
     if not usable:
-        extras = dict.fromkeys(backends.entry(choice[0]).extra for choice in held)
+        remedies = dict.fromkeys(backends.remedy(choice[0]) for choice in held)
         raise TargetUnavailableError(
             f"nothing here runs what the bundle holds ({', '.join(describe(manifest))})",
-            hint=" or ".join(f"pip install 'edgeclip[{extra}]'" for extra in extras),
+            hint=" or ".join(remedies),
         )
     return _selection(usable[0], f"first of {', '.join(f'{n} {p}' for n, p, _ in usable)}")
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from dataclasses import dataclass
 from importlib import import_module
 from importlib.util import find_spec
@@ -32,6 +33,12 @@ class Entry:
     """A module whose `present()` says whether that device is there; "" where it always is."""
     install: str = ""
     """How to get it, where the extra alone does not bring it."""
+    platform: str = ""
+    """The only `sys.platform` that it runs on; "" where it runs on all."""
+    elsewhere: str = ""
+    """What to do on other platforms."""
+    automatic: bool = True
+    """Whether `auto` may take it."""
 
 
 # In order of preference for `backend="auto"`.
@@ -48,7 +55,18 @@ BACKENDS: dict[str, Entry] = {
     ),
     "openvino": Entry("edgeclip.backends.ov", ("openvino", "onnx"), ("openvino",), "openvino"),
     "onnxruntime": Entry("edgeclip.backends.ort", ("onnx",), ("onnxruntime",), "onnx"),
+    "coreml": Entry(
+        "edgeclip.backends.coreml",
+        ("coreml",),
+        ("coremltools",),
+        "coreml",
+        device="all",
+        platform="darwin",
+        elsewhere="on this machine, `--backend coreml-reference` carries out the same artifacts, slowly",
+    ),
+    "coreml-reference": Entry("edgeclip.backends.coreml_reference", ("coreml",), ("numpy",), "coreml", automatic=False),
 }
+_SYSTEMS = {"darwin": "macOS"}
 
 
 def entry(name: str) -> Entry:
@@ -70,8 +88,16 @@ def installed(name: str) -> bool:
 def missing(name: str) -> list[str]:
     """What the backend lacks, in words. Imports nothing but the packages that hold a module."""
     row = entry(name)
+    if _is_elsewhere(row):
+        return [_SYSTEMS[row.platform]]
     lacking = [] if any(_found(module) for module in row.libraries) else [" or ".join(map(repr, row.libraries))]
     return lacking + [repr(module) for module in row.needs if not _found(module)]
+
+
+def remedy(name: str) -> str:
+    """What to do to get the backend, or what serves in its place where it cannot be had."""
+    row = entry(name)
+    return row.elsewhere if _is_elsewhere(row) else row.install or f"pip install 'edgeclip[{row.extra}]'"
 
 
 def ready(name: str) -> bool:
@@ -85,7 +111,7 @@ def ready(name: str) -> bool:
 def runs_on(name: str, device: str | None) -> bool:
     """Whether a device may be one of the backend's, as far as its name tells: TensorRT has no CPU."""
     own = entry(name).device
-    return device is None or own == "cpu" or device.partition(":")[0] == own
+    return device is None or own in ("cpu", "all") or device.partition(":")[0] == own
 
 
 def get(name: str) -> Backend:
@@ -97,14 +123,17 @@ def get(name: str) -> Backend:
     row = entry(name)
     if lacking := missing(name):
         others = ", ".join(other for other in BACKENDS if ready(other)) or "none"
-        raise TargetUnavailableError(
-            f"backend {name}: the library {' and '.join(lacking)} is not installed; available here: {others}",
-            hint=row.install or f"pip install 'edgeclip[{row.extra}]'",
-        )
+        what = " and ".join(lacking)
+        why = f"it needs {what}" if _is_elsewhere(row) else f"the library {what} is not installed"
+        raise TargetUnavailableError(f"backend {name}: {why}; available here: {others}", hint=remedy(name))
     try:
         return cast("Backend", import_module(row.module))
     except ImportError as exc:
         raise TargetUnavailableError(f"backend {name}: a library does not import: {exc}") from exc
+
+
+def _is_elsewhere(row: Entry) -> bool:
+    return row.platform not in ("", sys.platform)
 
 
 def _found(module: str) -> bool:

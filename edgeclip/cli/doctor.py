@@ -12,7 +12,6 @@ from edgeclip.cli.group import Command, examples
 from edgeclip.cli.output import Output
 from edgeclip.errors import EdgeClipError, TargetUnavailableError
 
-PLANNED = ("coreml",)
 EXTRAS = {
     "export": ("torch", "onnx", "onnxscript"),
     "parquet": ("pyarrow",),
@@ -42,7 +41,7 @@ def command(output: Output) -> None:
     """Show which backends run here, on which devices and in which arithmetic, and what the others need."""
     with progress.steps(output) as begin:
         reports = []
-        for name in (*_backends(), *PLANNED):
+        for name in _backends():
             begin(f"looking at {name}")
             reports.append(examine(name))
     facts = machine.facts()
@@ -53,7 +52,7 @@ def command(output: Output) -> None:
     output.facts("Machine", facts)
     output.facts("Extras", extras)
     output.facts("Packages", packages)
-    if not any(report.usable for report in reports):
+    if not any(report.usable for report in reports if _is_engine(report.backend)):
         raise TargetUnavailableError(
             "no backend runs here", hint="pip install 'edgeclip[onnx]' or pip install 'edgeclip[openvino]'"
         )
@@ -61,8 +60,6 @@ def command(output: Output) -> None:
 
 def examine(name: str) -> Report:
     """Load a backend's library and ask it for its devices; never raises."""
-    if name in PLANNED:
-        return Report(name, False, reason="not built yet in this version")
     from edgeclip import backends
 
     versions = {library: machine.version_of(library) for library in backends.entry(name).libraries}
@@ -86,6 +83,13 @@ def _backends() -> tuple[str, ...]:
     from edgeclip.backends import BACKENDS
 
     return tuple(BACKENDS)
+
+
+def _is_engine(name: str) -> bool:
+    """A reference always runs, and is no engine for a device."""
+    from edgeclip.backends import entry
+
+    return entry(name).automatic
 
 
 def _extra(name: str, modules: tuple[str, ...]) -> str:
