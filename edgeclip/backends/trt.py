@@ -65,7 +65,7 @@ def open(artifact: Artifact, files: Files, options: Options) -> TrtSession:
         try:
             return TrtSession(held.plan, artifact, gpu, options)
         except PlanError as exc:
-            if not held.cached or "memory" in str(exc).lower():
+            if not held.cached or "out of memory" in str(exc).lower():
                 raise
             said.warning("the cached engine of %s is built again: %s", artifact.file, exc)
         held = trt_engines.obtain(artifact, onnx, gpu, afresh=True)

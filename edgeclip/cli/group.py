@@ -19,6 +19,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "distill": ("edgeclip.cli.distill", "Train a small CLIP model that learns from larger ones."),
     "reinforce": ("edgeclip.cli.reinforce", "Store what a teacher says of the data, for students to learn from."),
     "verify": ("edgeclip.cli.verify", "Check a bundle's files, and that this device computes what it should."),
+    "build": ("edgeclip.cli.build", "Build a bundle's TensorRT engines ahead of their first use."),
     "inspect": ("edgeclip.cli.inspect", "Show what a bundle or a checkpoint is."),
     "embed": ("edgeclip.cli.embed", "Embed images and texts."),
     "classify": ("edgeclip.cli.classify", "Classify images by labels that you choose."),

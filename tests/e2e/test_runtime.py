@@ -261,7 +261,7 @@ def test_openvino_runs_onnx_where_nothing_else_does(
 
 
 def test_unknown_names_are_usage_errors(tiny_bundle: Path) -> None:
-    with pytest.raises(UsageError, match=r"unknown backend 'tpu'.*auto, openvino, onnxruntime"):
+    with pytest.raises(UsageError, match=r"unknown backend 'tpu'.*auto, tensorrt, openvino, onnxruntime"):
         edgeclip.load(tiny_bundle, backend="tpu")
     with pytest.raises(UsageError, match="unknown precision 'fp8'"):
         edgeclip.load(tiny_bundle, precision="fp8")  # type: ignore[arg-type]
