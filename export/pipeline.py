@@ -18,10 +18,11 @@ from edgeclip.export.graph import example, tower_graph
 from edgeclip.export.source import Source
 from edgeclip.export.to_onnx import DEFAULT_OPSET, to_onnx
 from edgeclip.export.to_openvino import to_openvino
+from edgeclip.export.to_tensorrt import to_tensorrt
 from edgeclip.golden import FILE as GOLDEN
 from edgeclip.golden import Golden
 from edgeclip.manifest import FORMAT_VERSION, Manifest, Precision, Target, Tower
-from edgeclip.outcome import Job, Outcome, draft, jobs_of, judge, publishable, refuse_existing
+from edgeclip.outcome import MAX_BATCH, Job, Outcome, draft, jobs_of, judge, publishable, refuse_existing
 from edgeclip.quantize.jobs import quantize
 from edgeclip.quantize.quantizer import Settings
 from edgeclip.quantize.scheme import SCHEMES, is_integer
@@ -32,7 +33,7 @@ FLOATS: tuple[Precision, ...] = ("fp32", "fp16")
 PRECISIONS: dict[Target, tuple[Precision, ...]] = {
     "onnx": (*FLOATS, *SCHEMES["onnx"]),
     "openvino": (*FLOATS, *SCHEMES["openvino"]),
-    "tensorrt": SCHEMES["tensorrt"],
+    "tensorrt": (*FLOATS, *SCHEMES["tensorrt"]),
 }
 """What can be exported."""
 
@@ -41,13 +42,15 @@ UNMEASURED = Settings()
 Progress = Callable[[str], None]
 
 
-def plan(targets: Iterable[Target], precisions: Iterable[Precision], tower: Tower | None) -> list[Job]:
+def plan(
+    targets: Iterable[Target], precisions: Iterable[Precision], tower: Tower | None, max_batch: int = MAX_BATCH
+) -> list[Job]:
     """All jobs of a call: targets × precisions × towers.
 
     Raises:
         UsageError: a target that cannot be exported, or not at such a precision.
     """
-    jobs = jobs_of(targets, precisions, (tower,) if tower else ("image", "text"))
+    jobs = jobs_of(targets, precisions, (tower,) if tower else ("image", "text"), max_batch)
     for job in jobs:
         if job.target not in PRECISIONS:
             raise UsageError(f"target {job.target!r} cannot be exported", hint=f"one of: {', '.join(PRECISIONS)}")
@@ -188,10 +191,10 @@ def _attempt(job: Job, source: Source, golden: Golden, onnx_of: _Portable) -> Ou
 
 def _make(job: Job, onnx_of: _Portable) -> dict[str, bytes]:
     """An artifact's files, by name within its folder."""
-    if job.target == "onnx":
-        dtype = torch.float16 if job.precision == "fp16" else torch.float32
-        return {f"{job.tower}.onnx": onnx_of(job.tower, dtype)}
-    return to_openvino(onnx_of(job.tower), job.tower, job.precision)
+    if job.target == "openvino":
+        return to_openvino(onnx_of(job.tower), job.tower, job.precision)
+    model = onnx_of(job.tower, torch.float16 if job.precision == "fp16" else torch.float32)
+    return to_tensorrt(model, job.tower) if job.target == "tensorrt" else {f"{job.tower}.onnx": model}
 
 
 def _quantize(

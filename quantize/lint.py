@@ -1,7 +1,8 @@
 """What TensorRT refuses, or silently computes otherwise, told from an ONNX file without TensorRT.
 
 Its networks are strongly typed: the file says what is an integer and what is half precision, and what the file says
-must be what the kernels can do. Every rule is something that its parser or builder was seen to refuse, or to saturate.
+must be what the kernels can do. Every rule is something that its parser or builder was seen to refuse, or to saturate,
+or that is known to overflow in half precision.
 """
 
 from __future__ import annotations
@@ -25,7 +26,10 @@ CONTRIB = frozenset({"Gelu"})
 _STANDARD = ("", "ai.onnx")
 _CONVERSIONS = ("QuantizeLinear", "DequantizeLinear")
 _REFUSED = frozenset({"MatMulInteger", "ConvInteger", "DynamicQuantizeLinear", "StringNormalizer", "Unique"})
-_SAME_TYPES = frozenset({"MatMul", "Gemm", "Conv", "Add", "Sub", "Mul", "Div"})
+_OVERFLOWING = frozenset(
+    {"LayerNormalization", "Softmax", "LogSoftmax", "LpNormalization", "ReduceSum", "ReduceSumSquare", "ReduceL2"}
+)
+"""Operators that square or sum up, or take exponentials."""
 _QUANTIZE = "quantize with `symmetric=True`"
 
 
@@ -34,10 +38,11 @@ class Finding:
     """One thing that TensorRT would refuse."""
 
     node: str
-    """Name of the node; of the graph's input for an axis; empty for what concerns the whole file."""
+    """Name of the node, or what it makes where it has none; of the graph's input for an axis; empty for what concerns
+    the whole file."""
     rule: str
     """One of: `opset`, `dynamic-axis`, `types`, `operator`, `attention`, `antialias`, `scale`, `zero-point`,
-    `integer-bias`, `weight-axis`, `integer-input`, `mixed-types`."""
+    `integer-bias`, `weight-axis`, `integer-input`, `mixed-types`, `type`, `not-finite`, `half-precision`."""
     advice: str
     """What is wrong, and what to do."""
 
@@ -52,9 +57,32 @@ def lint(model: bytes) -> list[Finding]:
     context = _Context(graphs.parse(model))
     found = [*_opsets(context), *_axes(context), *_inference(context)]
     for node in context.graph.node:
-        for rule in _RULES:
-            found += [Finding(node.name, name, advice) for name, advice in rule(context, node)]
+        broken = [*_operators(context, node)] or [pair for rule in _RULES for pair in rule(context, node)]
+        found += [Finding(node.name or node.output[0], name, advice) for name, advice in broken]
     return found
+
+
+def check(model: bytes, what: str) -> None:
+    """Refuse a model that TensorRT would refuse.
+
+    Args:
+        what: the model's name in the message.
+
+    Raises:
+        ExportError: for each rule that is broken, at which node first, what to do, and at how many nodes more.
+        TargetUnavailableError: `onnx` is missing.
+    """
+    by_rule: dict[str, list[Finding]] = {}
+    for finding in lint(model):
+        by_rule.setdefault(finding.rule, []).append(finding)
+    if by_rule:
+        raise ExportError(f"{what}: TensorRT would refuse it: {'; '.join(map(_summary, by_rule.values()))}")
+
+
+def _summary(found: list[Finding]) -> str:
+    first, more = found[0], len(found) - 1
+    place = f"node {first.node}: " if first.node else ""
+    return f"{place}{first.advice}{f' (and {more} nodes more)' if more else ''}"
 
 
 class _Context:
@@ -75,6 +103,17 @@ class _Context:
     def constant(self, name: str) -> Array | None:
         """The value of a constant; None for what is computed."""
         return graphs.to_array(self._tensors[name]) if name in self._tensors else None
+
+    def schema(self, node: Any) -> Any:
+        """The definition of a node's operator; None for one that there is not."""
+        import onnx
+
+        versions = {o.domain: o.version for o in self.model.opset_import}
+        version = versions.get("" if node.domain in _STANDARD else node.domain, versions.get("ai.onnx", 1))
+        try:
+            return onnx.defs.get_schema(node.op_type, version, node.domain)
+        except onnx.defs.SchemaError:
+            return None
 
     def type_name(self, name: str) -> str:
         """As `uint8`; empty where it is unknown."""
@@ -177,19 +216,43 @@ def _integer_inputs(context: _Context, node: Any) -> Broken:
             yield "integer-input", f"{node.op_type} of the int8 {name}: put DequantizeLinear in between"
 
 
-def _mixed_types(context: _Context, node: Any) -> Broken:
-    if node.op_type not in _SAME_TYPES:
+def _types(context: _Context, node: Any) -> Broken:
+    """An operator takes the types that it is defined for, and the same one wherever its definition says so."""
+    schema = context.schema(node)
+    if schema is None:
         return
-    kinds = {context.type_name(name) for name in node.input if name} - {""}
-    if len(kinds) > 1:
-        yield "mixed-types", f"{node.op_type} of {' and '.join(sorted(kinds))}: cast one to the other's type"
+    allowed = {constraint.type_param_str: constraint.allowed_type_strs for constraint in schema.type_constraints}
+    kinds: dict[str, set[str]] = {}
+    for i, name in enumerate(node.input):
+        parameter = schema.inputs[min(i, len(schema.inputs) - 1)]
+        if (kind := context.type_name(name)) and parameter.is_homogeneous:
+            kinds.setdefault(parameter.type_str, set()).add(kind)
+    for variable, found in kinds.items():
+        if len(found) > 1:
+            yield "mixed-types", f"{node.op_type} of {' and '.join(sorted(found))}: cast one to the other's type"
+        elif unknown := {kind for kind in found if f"tensor({kind})" not in allowed.get(variable, [variable])}:
+            yield "type", f"{node.op_type} takes no {unknown.pop()} at this opset: cast it, or export at a newer one"
+
+
+def _finite(context: _Context, node: Any) -> Broken:
+    """A mask of minus infinity gives NaN, which spreads to every row."""
+    for name in node.input if node.op_type not in _CONVERSIONS else ():
+        value = context.constant(name)
+        if value is not None and value.dtype.kind == "f" and not np.isfinite(value).all():
+            yield "not-finite", f"{name} holds infinity or NaN: use a finite number, for masks -10000"
+
+
+def _half_precision(context: _Context, node: Any) -> Broken:
+    if node.op_type in _OVERFLOWING and context.type_name(node.input[0]) == "float16":
+        yield "half-precision", f"{node.op_type} overflows in float16: cast to float before it, and back behind it"
 
 
 _RULES: tuple[Callable[[_Context, Any], Broken], ...] = (
-    _operators,
     _scales,
     _zero_points,
     _weight_axes,
     _integer_inputs,
-    _mixed_types,
+    _types,
+    _finite,
+    _half_precision,
 )

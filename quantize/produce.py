@@ -6,7 +6,7 @@ from typing import Literal
 
 from edgeclip.backends.base import Array
 from edgeclip.manifest import Precision, Target, Tower
-from edgeclip.quantize import scheme
+from edgeclip.quantize import lint, scheme
 from edgeclip.quantize.made import Made
 
 LIBRARIES: dict[Target, tuple[str, ...]] = {
@@ -37,7 +37,7 @@ def produce(
         UsageError: the target has no such precision, a layer in `keep` does not exist, or samples are missing.
         NonFiniteError: a weight is NaN or infinite.
         TargetUnavailableError: the toolchain is not installed.
-        ExportError: the toolchain failed.
+        ExportError: the toolchain failed, or TensorRT would refuse what it made.
     """
     scheme.check(target, precision)
     if precision == "w8a8":
@@ -60,4 +60,7 @@ def _with_activations(model: bytes, tower: Tower, target: Target, samples: Array
         return quantize_ir(model, tower, samples, keep=keep)
     from edgeclip.quantize.qdq import quantize_onnx
 
-    return quantize_onnx(model, tower, samples, keep=keep, symmetric=target == "tensorrt")
+    made = quantize_onnx(model, tower, samples, keep=keep, symmetric=target == "tensorrt")
+    if target == "tensorrt":
+        lint.check(made.files[f"{tower}.onnx"], f"{tower} tower")
+    return made

@@ -18,13 +18,12 @@ RepVGG tower and text transformer, and as time in ONNX Runtime:
 
 from __future__ import annotations
 
-import itertools
-from collections import Counter
 from typing import Any
 
 from edgeclip.errors import ExportError
 from edgeclip.manifest import Tower
 from edgeclip.quantize import extremes, graphs, layers, onnx_weights
+from edgeclip.quantize.float_first import float_first
 from edgeclip.quantize.graphs import Array
 from edgeclip.quantize.made import Made
 
@@ -64,7 +63,7 @@ def quantize_onnx(
     chosen = _choose(found, keep, symmetric)
     measured = extremes.measure(model, samples)
     if symmetric:
-        _float_first(parsed.graph)
+        float_first(parsed.graph)
     quantized = _insert(parsed, measured, chosen, symmetric) if chosen else parsed
     _free(quantized.graph, chosen, symmetric)
     if not symmetric:
@@ -95,21 +94,6 @@ def _feeding(graph: Any, keep: frozenset[str]) -> set[str]:
         elif node.op_type not in layers.OPS:
             waiting += node.input
     return found
-
-
-def _float_first(graph: Any) -> None:
-    """Make pixels float before they are transposed: all that TensorRT can do with uint8 is to convert it."""
-    nodes = list(graph.node)
-    readers = Counter(name for node in nodes for name in node.input)
-    for i, (transpose, cast) in enumerate(itertools.pairwise(nodes)):
-        pixels, middle, end = transpose.input[:1], transpose.output[:1], cast.output[:1]
-        in_line = (transpose.op_type, cast.op_type) == ("Transpose", "Cast") and cast.input[:1] == middle
-        if in_line and pixels[0] == graph.input[0].name and readers[middle[0]] == 1:
-            cast.input[:], cast.output[:] = pixels, middle
-            transpose.input[:], transpose.output[:] = middle, end
-            nodes[i : i + 2] = cast, transpose
-            graphs.replace(graph.node, nodes)
-            return
 
 
 def _insert(parsed: Any, measured: extremes.Ranges, chosen: list[str], symmetric: bool) -> Any:

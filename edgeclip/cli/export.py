@@ -13,13 +13,13 @@ import click
 from edgeclip import publish
 from edgeclip.cli import progress
 from edgeclip.cli.group import Command, examples
-from edgeclip.cli.options import PRECISIONS, checkpoint_options, need_export
+from edgeclip.cli.options import PRECISIONS, checkpoint_options, max_batch_option, need_export
 from edgeclip.cli.output import Output
 from edgeclip.cli.parity import COLUMNS, allowed, measured, megabytes
 from edgeclip.cli.quantizing import Measuring, quantize_options, show_budgets
 from edgeclip.errors import UsageError
 from edgeclip.manifest import Precision, Target
-from edgeclip.outcome import Outcome, publishable, raise_if_failed
+from edgeclip.outcome import MAX_BATCH, Outcome, publishable, raise_if_failed
 from edgeclip.parity import bounds_for
 from edgeclip.tokenizer import Tokenizer
 
@@ -36,6 +36,7 @@ ALIASES = {"int8": "w8a8"}
         "edgeclip export ./clip-vit-base-patch32 --target onnx,openvino",
         "edgeclip export ViT-B-32.pt --target onnx --tokenizer bpe_simple_vocab_16e6.txt.gz -o b32.edgeclip",
         "edgeclip export hf-hub:openai/clip-vit-base-patch32 --target openvino --precision fp32,fp16",
+        "edgeclip export ./clip-vit-base-patch32 --target tensorrt --precision fp16 --max-batch 8",
     ),
 )
 @click.argument("source")
@@ -52,6 +53,7 @@ ALIASES = {"int8": "w8a8"}
 @click.option("-o", "--output", "path", type=click.Path(path_type=Path), help="The bundle; SOURCE.edgeclip by default.")
 @click.option("--tokenizer", help="tokenizer.json, a folder that has one, OpenAI's merges, or hf-hub:ORG/NAME.")
 @click.option("--opset", type=int, default=18, show_default=True, help="ONNX opset, 17 to 20.")
+@max_batch_option
 @quantize_options
 @checkpoint_options
 @click.option("--name", help="Of the model, in the bundle.")
@@ -70,6 +72,7 @@ def command(
     tower: Literal["image", "text", "both"],
     path: Path | None,
     opset: int,
+    max_batch: int | None,
     measuring: Measuring,
     force: bool,
     keep_going: bool,
@@ -83,6 +86,7 @@ def command(
     bundle of the same checkpoint that is there already is added to.
     """
     wanted, kinds = asked_targets(targets), asked_precisions(precisions)
+    rows = asked_batch(max_batch, wanted)
     path = path or default_output(source)
     publish.check_output(path, replace=True)
     measuring.check(kinds)
@@ -92,7 +96,7 @@ def command(
         begin("loading PyTorch")
         from edgeclip.export.pipeline import export, plan
 
-        jobs = plan(wanted, kinds, None if tower == "both" else tower)
+        jobs = plan(wanted, kinds, None if tower == "both" else tower, rows)
         begin("reading the checkpoint")
         opened = open_checkpoint(source, **reading)
         tokenizer = partial(Tokenizer, opened.tokenizer, opened.tokenizer_spec)
@@ -123,6 +127,17 @@ def asked_precisions(values: Sequence[str]) -> list[Precision]:
     """What `--precision` names, aliases resolved. Raises as `chosen`."""
     parts = [ALIASES.get(part.strip(), part.strip()) for value in values for part in value.split(",")]
     return cast("list[Precision]", chosen("precision", parts, PRECISIONS))
+
+
+def asked_batch(value: int | None, targets: Sequence[Target]) -> int:
+    """What `--max-batch` says.
+
+    Raises:
+        UsageError: no target has such a limit.
+    """
+    if value is not None and "tensorrt" not in targets:
+        raise UsageError("--max-batch is for target tensorrt: what the others make takes any batch")
+    return value or MAX_BATCH
 
 
 def chosen(option: str, values: Sequence[str], known: Sequence[str]) -> list[str]:

@@ -23,6 +23,11 @@ COMPUTES = ("f32", "bf16", "f16")
 Function = TypeVar("Function", bound=Callable[..., Any])
 
 bundle_argument = click.argument("bundle", type=click.Path(path_type=Path))
+max_batch_option = click.option(
+    "--max-batch",
+    type=click.IntRange(1, 1024),
+    help="Rows that a TensorRT engine takes at once, 32 by default; more take more memory.",
+)
 tower_option = click.option("--tower", type=click.Choice(get_args(Tower)), help="Only this tower.")
 
 

@@ -12,9 +12,9 @@ import click
 from edgeclip import publish
 from edgeclip.bundle import Bundle
 from edgeclip.cli import progress
-from edgeclip.cli.export import asked_precisions, asked_targets, conclude, show
+from edgeclip.cli.export import asked_batch, asked_precisions, asked_targets, conclude, show
 from edgeclip.cli.group import Command, examples
-from edgeclip.cli.options import bundle_argument
+from edgeclip.cli.options import bundle_argument, max_batch_option
 from edgeclip.cli.output import Output
 from edgeclip.cli.quantizing import Measuring, quantize_options, show_budgets
 from edgeclip.outcome import jobs_of, publishable, raise_if_failed, refuse_existing
@@ -33,6 +33,7 @@ from edgeclip.outcome import jobs_of, publishable, raise_if_failed, refuse_exist
 @click.option("--precision", "precisions", multiple=True, help="w8a8 (or int8), w8a16, w4a16; several with commas.")
 @click.option("--tower", type=click.Choice(["image", "text", "both"]), default="both", show_default=True)
 @click.option("-o", "--output", "path", type=click.Path(path_type=Path), help="Another bundle; BUNDLE by default.")
+@max_batch_option
 @quantize_options
 @click.option("--force", is_flag=True, help="Replace artifacts that are there.")
 @click.option("--keep-going", is_flag=True, help="Publish what passed although something else failed.")
@@ -46,6 +47,7 @@ def command(
     precisions: tuple[str, ...],
     tower: Literal["image", "text", "both"],
     path: Path | None,
+    max_batch: int | None,
     measuring: Measuring,
     force: bool,
     keep_going: bool,
@@ -57,6 +59,7 @@ def command(
     first, until the 95 % bound of the loss fits. What does not fit is not published.
     """
     wanted, kinds = asked_targets(targets), asked_precisions(precisions)
+    rows = asked_batch(max_batch, wanted)
     opened = Bundle.open(bundle)
     path = path or bundle
     publish.check_output(path, replace=path == bundle or force)
@@ -67,7 +70,7 @@ def command(
         from edgeclip.quantize.bundled import quantize_bundle, tokenizer_of
 
         towers = sorted({a.tower for a in opened.manifest.artifacts}) if tower == "both" else [tower]
-        jobs = jobs_of(wanted, kinds, towers)
+        jobs = jobs_of(wanted, kinds, towers, rows)
         for job in jobs:
             scheme.check(job.target, job.precision)
         if not force:

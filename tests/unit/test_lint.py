@@ -9,7 +9,7 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from edgeclip.errors import ExportError
-from edgeclip.quantize.lint import Finding, lint
+from edgeclip.quantize.lint import Finding, check, lint
 
 INT8, UINT8, ONE = np.int8(0), np.uint8(0), np.float32(0.1)
 WEIGHT = np.ones((4, 4), np.int8)
@@ -165,6 +165,75 @@ def test_mixed_types(op: str) -> None:
 def test_mixed_types_of_computed_values() -> None:
     nodes = (node("Cast", ["x"], ["h"], to=TensorProto.FLOAT16), node("MatMul", ["h", "w"], ["y"], "here"))
     assert only(lint(model(*nodes, w=np.ones((4, 4), np.float32)))) == ("mixed-types", "here")
+
+
+@pytest.mark.parametrize("op", ["Concat", "Where", "Max", "LayerNormalization"])
+def test_mixed_types_of_every_operator(op: str) -> None:
+    half, yes = np.ones((4, 4), np.float16), np.ones(4, np.bool_)
+    inputs = ["c", "x", "w"] if op == "Where" else ["x", "w"]
+    attributes = {"axis": 0} if op == "Concat" else {}
+    assert only(lint(model(node(op, inputs, ["y"], "here", **attributes), w=half, c=yes))) == ("mixed-types", "here")
+
+
+def test_a_type_that_an_operator_has_not_at_this_opset() -> None:
+    nodes = (
+        node("Cast", ["x"], ["h"], to=TensorProto.FLOAT16),
+        node("QuantizeLinear", ["h", "s", "z"], ["q"], "to"),
+        node("DequantizeLinear", ["q", "s", "z"], ["y"], "from"),
+    )
+    [finding] = lint(model(*nodes, s=ONE, z=INT8))
+    advice = "QuantizeLinear takes no float16 at this opset: cast it, or export at a newer one"
+    assert finding == Finding("to", "type", advice)
+
+
+@pytest.mark.parametrize("value", [-np.inf, np.nan])
+@pytest.mark.parametrize("dtype", [np.float32, np.float16])
+def test_constants_that_are_not_finite(value: float, dtype: Any) -> None:
+    nodes = (
+        node("Cast", ["x"], ["h"], to=helper.np_dtype_to_tensor_dtype(np.dtype(dtype))),
+        node("Add", ["h", "mask"], ["m"], "here"),
+        node("Cast", ["m"], ["y"], to=TensorProto.FLOAT),
+    )
+    [finding] = lint(model(*nodes, mask=np.array([0, value, 0, 0], dtype)))
+    advice = "mask holds infinity or NaN: use a finite number, for masks -10000"
+    assert finding == Finding("here", "not-finite", advice)
+
+
+@pytest.mark.parametrize("op", ["Softmax", "LayerNormalization", "ReduceSum", "ReduceL2"])
+def test_half_precision_that_overflows(op: str) -> None:
+    inputs = ["h", "g"] if op == "LayerNormalization" else ["h"]
+    nodes = (
+        node("Cast", ["x"], ["h"], to=TensorProto.FLOAT16),
+        node(op, inputs, ["m"], "here"),
+        node("Cast", ["m"], ["y"], to=TensorProto.FLOAT),
+    )
+    [finding] = lint(model(*nodes, g=np.ones(4, np.float16)))
+    assert (finding.node, finding.rule) == ("here", "half-precision")
+    assert f"{op} overflows in float16: cast to float before it" in finding.advice
+
+
+def test_a_node_without_a_name_is_named_by_what_it_makes() -> None:
+    [finding] = lint(model(node("QuickGelu", ["x"], ["y"], domain="com.microsoft")))
+    assert finding.node == "y"
+
+
+def test_a_refusal_names_the_first_node_of_each_rule_and_counts_the_others() -> None:
+    half = np.ones((4, 4), np.float16)
+    nodes = [
+        node("Add", ["x", "h"], ["a"], "first"),
+        node("Mul", ["x", "h"], ["b"], "second"),
+        node("Sub", ["x", "h"], ["y"], "third"),
+    ]
+    with pytest.raises(ExportError) as caught:
+        check(model(*nodes, opset=21, h=half), "text tower")
+    assert str(caught.value) == (
+        "text tower: TensorRT would refuse it: opset 21: export at 17 to 20; "
+        "node first: Add of float and float16: cast one to the other's type (and 2 nodes more)"
+    )
+
+
+def test_what_is_not_refused_passes() -> None:
+    check(conversions(), "text tower")
 
 
 def test_what_is_no_model_is_refused() -> None:
