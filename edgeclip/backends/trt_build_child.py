@@ -94,10 +94,19 @@ def _configure(config: Any, job: Job) -> None:
         config.clear_flag(trt.BuilderFlag.TF32)
     if hasattr(trt.BuilderFlag, "REQUIRE_USER_ALLOCATION"):  # RTX: without it, no CUDA graph can be captured
         config.set_flag(trt.BuilderFlag.REQUIRE_USER_ALLOCATION)
-    if job.device is not None and hasattr(trt, "ComputeCapability"):  # RTX: otherwise for every GPU that it knows
+    if job.device is not None and hasattr(trt, "ComputeCapability") and _has_target(job.device):
         config.num_compute_capabilities = 1
         if not config.set_compute_capability(trt.ComputeCapability.CURRENT, 0):
             raise BuildError(_said("cannot build for this GPU"))
+
+
+def _has_target(device: int) -> bool:
+    """Whether RTX can build for just this kind of GPU; what it builds otherwise is for all that came after Turing."""
+    from edgeclip.backends import cuda
+    from edgeclip.backends.trt_library import trt
+
+    target = f"SM{cuda.describe(device).compute_capability.replace('.', '')}"
+    return hasattr(getattr(trt, "ComputeCapability", None), target)
 
 
 def _add_profile(builder: Any, network: Any, config: Any, job: Job) -> None:
