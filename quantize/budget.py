@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Generic, TypeVar
 from edgeclip.manifest import Step
 
 if TYPE_CHECKING:
-    from edgeclip.quantize.paired import Drop
+    from edgeclip.paired import Drop
 
 T = TypeVar("T")
 L = TypeVar("L")

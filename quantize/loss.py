@@ -12,9 +12,9 @@ from edgeclip.backends.base import Embeddings
 from edgeclip.errors import UsageError
 from edgeclip.manifest import Budget, Precision, Step, Target, Tower
 from edgeclip.outcome import Job, draft
+from edgeclip.paired import Drop, drop
 from edgeclip.quantize.evaluation import Evaluation, Pair
 from edgeclip.quantize.made import Made
-from edgeclip.quantize.paired import Drop, drop
 from edgeclip.quantize.subject import Subject
 
 TEXTS = "--calib-texts FILE with one text a line, or --tower image"

@@ -21,9 +21,9 @@ from edgeclip.quantize.sensitivity import distortions
 from edgeclip.quantize.subject import Subject
 
 if TYPE_CHECKING:
+    from edgeclip.paired import Drop
     from edgeclip.quantize.calibration import Calibration
     from edgeclip.quantize.evaluation import Evaluation
-    from edgeclip.quantize.paired import Drop
 
 RANKED_ON = 32
 """Samples that layers are ranked on."""

@@ -7,8 +7,8 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 
+from edgeclip.paired import Drop, drop
 from edgeclip.quantize.budget import Found, search
-from edgeclip.quantize.paired import Drop, drop
 
 LAYERS = [f"layer {i}" for i in range(20)]
 N = 1000

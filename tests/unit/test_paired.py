@@ -9,7 +9,7 @@ import pytest
 
 from edgeclip.backends.base import Embeddings
 from edgeclip.errors import NonFiniteError
-from edgeclip.quantize.paired import Drop, Right, cosines, drop
+from edgeclip.paired import Drop, Right, cosines, drop
 
 DRAWS = 400
 Z_TWO, Z_ONE = 1.959964, 1.644854
