@@ -14,7 +14,7 @@ import numpy as np
 
 from edgeclip.backends.base import Array
 from edgeclip.backends.mil_elementwise import Kernel
-from edgeclip.backends.mil_ops import KERNELS, SEVERAL
+from edgeclip.backends.mil_ops import KERNELS, PICKING, SEVERAL
 from edgeclip.backends.mil_program import Argument, Operation, Program, TensorType
 from edgeclip.backends.mil_weights import SMALL, STORED, Constant, load, rounded
 from edgeclip.buffers import Buffer
@@ -57,6 +57,8 @@ class Step:
         )
         if not fits:
             raise TargetLoadError(f"{self.operation}: {name} has shape {list(result.shape)}, but is stated as {kind}")
+        if kind.dtype == "fp16" and self.operation.type in PICKING:
+            return result
         return rounded(result, kind.dtype)
 
 

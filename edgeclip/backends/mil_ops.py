@@ -15,3 +15,15 @@ KERNELS: dict[str, Kernel] = {
 """Each takes the operation's inputs by their names in MIL, and returns its output or outputs."""
 SEVERAL = frozenset({"concat", "stack", "einsum"})
 """Operations whose `values` are any number of arrays."""
+PICKING = frozenset(mil_shapes.KERNELS) | {
+    "abs",
+    "identity",
+    "max_pool",
+    "maximum",
+    "minimum",
+    "reduce_max",
+    "reduce_min",
+    "relu",
+    "select",
+}
+"""Operations that return values they were given, so that no result is between two numbers of its type."""

@@ -12,6 +12,8 @@ import numpy as np
 from edgeclip.backends.base import Array
 from edgeclip.backends.mil_elementwise import Kernel
 
+_ZERO = np.float32(0)
+
 
 def reshape(x: Array, shape: Array) -> Array:
     """A length of -1 is what is left over; 0 is that of the same axis of x."""
@@ -138,11 +140,11 @@ def range_1d(start: Array, end: Array, step: Array) -> Array:
     return np.arange(float(start), float(end), float(step))
 
 
-def fill(shape: Array, value: Array | float = 0.0) -> Array:
+def fill(shape: Array, value: Array | np.float32 = _ZERO) -> Array:
     return np.full([int(n) for n in shape], value)
 
 
-def fill_like(ref_tensor: Array, value: Array | float = 0.0) -> Array:
+def fill_like(ref_tensor: Array, value: Array | np.float32 = _ZERO) -> Array:
     return np.full(ref_tensor.shape, value)
 
 
