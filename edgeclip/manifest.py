@@ -194,6 +194,8 @@ class Quantization(Struct, frozen=True):
 
     layers: Annotated[tuple[Layer, ...], Meta(max_length=4096)]
     calibration: CalibrationSpec | None = None
+    learned: bool = False
+    """Scales were learned while the model was trained with rounding; none was measured."""
     budget: Budget | None = None
 
 

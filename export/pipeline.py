@@ -207,6 +207,7 @@ def _quantize(
         embed_dim=source.model.embed_dim,
         opset=onnx_of.opset,
         golden=golden,
+        learned=source.learned,
     )
     return quantize(subject, jobs, settings, libraries=("torch", "onnxscript"), progress=progress)
 

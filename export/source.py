@@ -8,6 +8,7 @@ from pathlib import Path
 
 from edgeclip.export.vocabulary import find_tokenizer
 from edgeclip.manifest import ModelSpec, Preprocess, Provenance, TokenizerSpec
+from edgeclip.quantize.scales import Learned
 from edgeclip.train.checkpoints import build, read_checkpoint
 from edgeclip.train.models.clip import Clip
 from edgeclip.train.models.config import Activation, ClipConfig, ResNetConfig, VitConfig
@@ -24,6 +25,8 @@ class Source:
     tokenizer_spec: TokenizerSpec
     model: ModelSpec
     provenance: Provenance
+    learned: Learned | None = None
+    """Scales that were learned with the weights."""
 
 
 def open_source(
@@ -75,6 +78,7 @@ def open_source(
             data=checkpoint.origin.data,
             licence=licence or checkpoint.origin.licence,
         ),
+        learned=checkpoint.scales,
     )
 
 

@@ -19,6 +19,9 @@ from edgeclip.backends.ov_library import ov
 from edgeclip.quantize import ir_graph
 from edgeclip.quantize.groups import GROUP
 from edgeclip.quantize.ir_convolutions import compress_convolutions
+from edgeclip.quantize.ir_learned import apply_scales
+from edgeclip.quantize.scales import FILE as SCALES
+from edgeclip.quantize.scales import Learned
 
 SAMPLES_OF_CORRECTION = 64
 """As many as 4-bit weights are corrected on."""
@@ -41,7 +44,10 @@ def main(folder: Path) -> None:
     model = ov.Core().read_model(folder / "model.onnx")
     model.set_friendly_name(options["tower"])
     ir_graph.fold(model)
-    made = _MAKERS[options["precision"]](model, options, _samples(folder))
+    if (folder / SCALES).is_file():
+        made = _learned(model, Learned.from_bytes((folder / SCALES).read_bytes()))
+    else:
+        made = _MAKERS[options["precision"]](model, options, _samples(folder))
     names = ir_graph.integer_layers(made, activations=options["precision"] == "w8a8")
     ir_graph.halve(made)
     ir_graph.rename(made)
@@ -76,10 +82,19 @@ def _w8a8(model: Any, options: dict[str, Any], samples: Any) -> Any:
         # The mean over samples of their extremes, which is the default, clips half of the samples.
         advanced_parameters=nncf.AdvancedQuantizationParameters(activations_range_estimator_params=ranges.HISTOGRAM),
     )
-    if options["tower"] == "image":
-        return made
-    tables = nncf.IgnoredScope(types=list(ir_graph.LAYERS), validate=False)
-    return nncf.compress_weights(made, mode=nncf.CompressWeightsMode.INT8_SYM, ignored_scope=tables)
+    return made if options["tower"] == "image" else _compress_tables(made)
+
+
+def _compress_tables(model: Any) -> Any:
+    """The token table in int8, one scale a row; layers stay as they are."""
+    layers = nncf.IgnoredScope(types=list(ir_graph.LAYERS), validate=False)
+    return nncf.compress_weights(model, mode=nncf.CompressWeightsMode.INT8_SYM, ignored_scope=layers)
+
+
+def _learned(model: Any, learned: Learned) -> Any:
+    """What was trained, which knows nothing of the token table: that becomes int8."""
+    apply_scales(model, learned)
+    return _compress_tables(model)
 
 
 def _w8a16(model: Any, options: dict[str, Any], samples: Any) -> Any:

@@ -18,6 +18,8 @@ from edgeclip.errors import ExportError, UsageError
 from edgeclip.manifest import Precision, Tower
 from edgeclip.quantize import graphs, layers
 from edgeclip.quantize.made import Made
+from edgeclip.quantize.scales import FILE as SCALES
+from edgeclip.quantize.scales import Learned
 
 TIME_LIMIT_S = 3600
 CHILD = "edgeclip.quantize.ir_child"
@@ -26,12 +28,21 @@ _INPUTS = {"image": ("uint8", 4, "uint8 [N, S, S, 3]"), "text": ("int32", 2, "in
 
 
 def quantize_in_child(
-    model: bytes, tower: Tower, precision: Precision, keep: Iterable[str], samples: Samples | None, **options: Any
+    model: bytes,
+    tower: Tower,
+    precision: Precision,
+    keep: Iterable[str] = (),
+    samples: Samples | None = None,
+    *,
+    scales: Learned | None = None,
+    **options: Any,
 ) -> Made:
     """Let the child make `{tower}.xml` and `{tower}.bin`.
 
     Args:
         model: an fp32 tower in ONNX that has passed `check_model`.
+        scales: that were learned, of this tower, layers named as in its graph; the layers that have none stay in
+            floating point.
         options: for the child, over and above the tower, the precision and the kept layers.
 
     Raises:
@@ -43,6 +54,8 @@ def quantize_in_child(
         (folder / "model.onnx").write_bytes(model)
         if samples is not None:
             np.save(folder / "samples.npy", samples, allow_pickle=False)
+        if scales is not None:
+            (folder / SCALES).write_bytes(scales.to_bytes())
         given = {"tower": tower, "precision": precision, "keep": sorted(keep), **options}
         (folder / "options.json").write_text(json.dumps(given), "utf-8")
         _run(folder)

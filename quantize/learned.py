@@ -1,13 +1,14 @@
 """Learned scales in an ONNX model: the integers that training has computed with, bit for bit.
 
-Weights become int8 initializers behind DequantizeLinear; of 4 bits, int8 with values from −7 to 7, since ONNX knows no
-narrower integers below opset 21. Where a row of weights has several groups, it is cut into one for each group and put
-together again behind it, because one DequantizeLinear has one axis of scales. Activations pass QuantizeLinear and
-DequantizeLinear.
+Weights become int8 initializers; of 4 bits, int8 with values from −7 to 7, since ONNX knows no narrower integers below
+opset 21. Where a row of weights has several groups, it is cut into one for each group and put together again behind
+it. Where activations are rounded, they pass QuantizeLinear and DequantizeLinear, and weights DequantizeLinear; else
+weights pass Cast and Mul, which engines fold (see `onnx_weights`).
 
     x, W → Conv          Given
     x → QuantizeLinear → DequantizeLinear ─┐
-    int8 W → DequantizeLinear ─────────────┴→ Conv          Result
+    int8 W → DequantizeLinear ─────────────┴→ Conv          w8a8
+    int8 W → Cast → Mul ───────────────────┴→ Conv          weights alone
 """
 
 from __future__ import annotations
@@ -22,17 +23,19 @@ from edgeclip.errors import UsageError
 from edgeclip.quantize import graphs
 from edgeclip.quantize.layers import OPS
 from edgeclip.quantize.made import Made
-from edgeclip.quantize.scales import Scales
+from edgeclip.quantize.onnx_weights import store_table
+from edgeclip.quantize.scales import Scales, integers
 
 Array = NDArray[Any]
 
 
-def with_scales(model: bytes, scales: Mapping[str, Scales], *, symmetric: bool) -> Made:
+def with_scales(model: bytes, scales: Mapping[str, Scales], *, symmetric: bool, table: bool = False) -> Made:
     """An fp32 ONNX model of ours with exactly these scales.
 
     Args:
         scales: by the names of layers, which are the names of their nodes.
         symmetric: activations are int8 with zero point 0 rather than uint8.
+        table: store the token table, which has no learned scales, in int8.
 
     Raises:
         TargetUnavailableError: `onnx` is missing.
@@ -43,16 +46,9 @@ def with_scales(model: bytes, scales: Mapping[str, Scales], *, symmetric: bool) 
     for name, one in scales.items():
         editor.quantize(name, one)
     editor.finish()
+    if table:
+        store_table(read.graph)
     return Made({graphs.file_name(read): graphs.serialize(read)}, frozenset(scales))
-
-
-def integers(weight: Array, scales: Scales) -> Array:
-    """A weight [O, I, ...] as int8 [O · G, weights of a group]: the rows that share a scale."""
-    high = np.float32(2 ** (scales.bits - 1) - 1)
-    rows = weight.reshape(scales.weight_scale.size, -1)
-    steps = rows / scales.weight_scale.reshape(-1, 1)
-    whole: Array = np.rint(steps.clip(-high, high)).astype(np.int8)
-    return whole
 
 
 class _Editor:
@@ -105,10 +101,11 @@ class _Editor:
         if weight.shape[0] != outputs or weight[0].size % groups:
             raise UsageError(f"{name}: scales {list(scales.weight_scale.shape)} for a weight {list(weight.shape)}")
         rows = integers(weight, scales)
+        to_float = self._cast if scales.activation_scale is None else self._dequantized
         if groups == 1:
             whole = rows.reshape(weight.shape)
-            return self._dequantized(name, whole.T if last else whole, scales, axis=1 if last else 0)
-        cut = self._dequantized(name, rows, scales, axis=0)
+            return to_float(name, whole.T if last else whole, scales, axis=1 if last else 0)
+        cut = to_float(name, rows, scales, axis=0)
         shape = self._add(f"{name}/weight_shape", np.array(weight.shape, np.int64))
         joined = self._node("Reshape", name, "weight_joined", [cut, shape])
         return self._node("Transpose", name, "weight_transposed", [joined], perm=[1, 0]) if last else joined
@@ -118,6 +115,13 @@ class _Editor:
         scale = self._add(f"{name}/weight_scale", scales.weight_scale.reshape(-1))
         point = self._add(f"{name}/weight_zero_point", np.zeros(scales.weight_scale.size, np.int8))
         return self._node("DequantizeLinear", name, "weight_dequantized", [value, scale, point], axis=axis)
+
+    def _cast(self, name: str, whole: Array, scales: Scales, *, axis: int) -> str:
+        value = self._add(f"{name}/weight_int8", np.ascontiguousarray(whole))
+        factor = np.expand_dims(scales.weight_scale.reshape(-1), [i for i in range(whole.ndim) if i != axis])
+        scale = self._add(f"{name}/weight_scale", factor)
+        steps = self._node("Cast", name, "weight_float", [value], to=1)  # float32
+        return self._node("Mul", name, "weight_scaled", [steps, scale])
 
     def _node(self, op: str, layer: str, output: str, inputs: list[str], **attributes: Any) -> str:
         result = f"{layer}/{output}"

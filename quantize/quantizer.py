@@ -14,6 +14,7 @@ from edgeclip.manifest import Budget, Layer, Precision, Quantization, Target, To
 from edgeclip.quantize import scheme
 from edgeclip.quantize.budget import Found, search
 from edgeclip.quantize.layers import check_finite, list_layers
+from edgeclip.quantize.learned_artifact import produce_learned
 from edgeclip.quantize.loss import TEXTS, Loss, Towers
 from edgeclip.quantize.made import Made
 from edgeclip.quantize.produce import produce
@@ -76,9 +77,12 @@ class Quantizer:
         """Quantize every tower.
 
         Raises:
-            UsageError: the target has no such precision, or there is nothing to calibrate on.
+            UsageError: the target has no such precision, there is nothing to calibrate on, or the model has learned
+                scales of another precision.
         """
         scheme.check(target, precision)
+        if self._subject.learned is not None:
+            self._subject.learned.check(target, precision)
         samples = {tower: self._samples(tower, precision) for tower in self._subject.models}
         candidates = _Candidates(self, target, precision, samples)
         if self._loss is None:
@@ -103,10 +107,15 @@ class Quantizer:
         """One tower of one candidate."""
         kept = f", {len(keep)} layers kept" if keep else ""
         self._progress(f"{target} {precision} {tower}{kept}")
-        return produce(self._subject.models[tower], tower, target, precision, samples, keep)
+        model, learned = self._subject.models[tower], self._subject.learned
+        if learned is not None:
+            return produce_learned(model, tower, target, precision, learned, keep)
+        return produce(model, tower, target, precision, samples, keep)
 
     def _samples(self, tower: Tower, precision: Precision) -> Array | None:
-        """What activations are measured on; for weights alone, what there is."""
+        """What activations are measured on; for weights alone, what there is. Learned scales need nothing."""
+        if self._subject.learned is not None:
+            return None
         calibration = self._settings.calibration
         scheme.check_calibrated(precision, calibration)
         samples = None if calibration is None else calibration.pixels if tower == "image" else calibration.ids
@@ -164,12 +173,13 @@ class Quantizer:
     def _finished(
         self, precision: Precision, made: Towers, budget: Budget | None, failures: tuple[str, ...]
     ) -> dict[Tower, Quantized]:
-        calibration = self._settings.calibration
-        spec = calibration.spec if calibration is not None and precision != "w8a16" else None
+        calibration, learned = self._settings.calibration, self._subject.learned is not None
+        spec = calibration.spec if calibration is not None and precision != "w8a16" and not learned else None
+        tables = {tower: self._table(tower, precision, one) for tower, one in made.items()}
         return {
             tower: Quantized(
                 one.files,
-                Quantization(layers=self._table(tower, precision, one), calibration=spec, budget=budget),
+                Quantization(layers=tables[tower], calibration=spec, learned=learned, budget=budget),
                 failures,
             )
             for tower, one in made.items()

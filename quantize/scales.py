@@ -15,8 +15,8 @@ import numpy as np
 from numpy.typing import NDArray
 from safetensors import SafetensorError
 
-from edgeclip.errors import CheckpointError
-from edgeclip.manifest import Precision
+from edgeclip.errors import CheckpointError, UsageError
+from edgeclip.manifest import Precision, Target
 from edgeclip.quantize.scheme import INTEGER
 
 FILE = "scales.safetensors"
@@ -44,6 +44,22 @@ class Learned:
     symmetric: bool
     """Activations are int8 with zero point 0, not uint8."""
     layers: dict[str, Scales]
+
+    def check(self, target: Target, precision: Precision) -> None:
+        """
+        Raises:
+            UsageError: they are of another precision, or activations are not rounded as the target does it.
+        """
+        if precision != self.precision:
+            raise UsageError(
+                f"the checkpoint has learned scales for {self.precision}, not for {precision}",
+                hint=f"--precision {self.precision}; for others take the checkpoint that it was fine-tuned from",
+            )
+        if target == "tensorrt" and not self.symmetric:
+            raise UsageError(
+                "the checkpoint's activations have zero points, target tensorrt has none",
+                hint="fine-tune with quantize.symmetric=true, which every target takes",
+            )
 
     def tower(self, tower: str) -> dict[str, Scales]:
         """Of one tower, under the names that its graph's nodes have: `stem.spatial.conv`."""
@@ -80,6 +96,15 @@ class Learned:
         if precision not in INTEGER or not isinstance(symmetric, bool):
             raise CheckpointError(f"{where}: unknown precision {precision!r}", hint="pip install -U edgeclip")
         return Learned(precision, symmetric, _layers(tensors, weight_bits(precision), where))
+
+
+def integers(weight: NDArray[Any], scales: Scales) -> NDArray[np.int8]:
+    """A weight [O, I, ...] as int8 [O · G, weights of a group]: the rows that share a scale."""
+    high = np.float32(2 ** (scales.bits - 1) - 1)
+    rows = weight.reshape(scales.weight_scale.size, -1)
+    steps = rows / scales.weight_scale.reshape(-1, 1)
+    whole: NDArray[np.int8] = np.rint(steps.clip(-high, high)).astype(np.int8)
+    return whole
 
 
 def weight_bits(precision: str) -> int:

@@ -10,6 +10,7 @@ from edgeclip.backends.base import Array, Embeddings
 from edgeclip.golden import Golden
 from edgeclip.manifest import Artifact, Preprocess, Tower
 from edgeclip.outcome import open_session
+from edgeclip.quantize.scales import Learned
 from edgeclip.tokenizer import Tokenizer
 
 BATCH = 32
@@ -26,6 +27,8 @@ class Subject:
     embed_dim: int
     opset: int
     golden: Golden
+    learned: Learned | None = None
+    """Scales of its layers, where the model was trained with rounding."""
 
     @property
     def context_length(self) -> int | None:

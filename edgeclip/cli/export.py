@@ -28,6 +28,8 @@ if TYPE_CHECKING:
 
 HUB = "hf-hub:"
 ALIASES = {"int8": "w8a8"}
+SCALES = "scales.safetensors"
+"""Of a checkpoint that was trained with rounding; see `quantize/scales.py`."""
 
 
 @click.command(
@@ -89,7 +91,7 @@ def command(
     rows = asked_batch(max_batch, wanted)
     path = path or default_output(source)
     publish.check_output(path, replace=True)
-    measuring.check(kinds)
+    measuring.check(kinds, learned=(Path(source) / SCALES).is_file())
     need_export()
     started = time.perf_counter()
     with progress.steps(output) as begin:

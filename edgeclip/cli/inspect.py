@@ -130,10 +130,14 @@ def _quantized(quantization: Quantization) -> list[str]:
     source, budget = quantization.calibration, quantization.budget
     return [
         f"{count} of {len(quantization.layers)}",
-        f"{source.source}: {source.images} pictures, {source.texts} texts" if source else "",
+        f"{source.source}: {source.images} pictures, {source.texts} texts" if source else _unmeasured(quantization),
         f"{budget.drop_pt:.2f} [{budget.low_pt:.2f}, {budget.high_pt:.2f}]" if budget else "not measured",
         f"{budget.metric} of {budget.data}, n {budget.n}" if budget else "",
     ]
+
+
+def _unmeasured(quantization: Quantization) -> str:
+    return "learned in training" if quantization.learned else ""
 
 
 def show_checkpoint(output: Output, checkpoint: Checkpoint) -> None:

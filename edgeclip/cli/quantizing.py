@@ -36,8 +36,11 @@ class Measuring:
     eval_limit: int = 0
     max_drop: float | None = None
 
-    def check(self, precisions: Sequence[Precision]) -> None:
+    def check(self, precisions: Sequence[Precision], *, learned: bool = False) -> None:
         """Before anything slow begins.
+
+        Args:
+            learned: the model brings the ranges of its activations.
 
         Raises:
             UsageError: calibration data or data to measure on are missing, or given and not used.
@@ -51,7 +54,7 @@ class Measuring:
                     "--calib, --eval and --max-drop are for integer precisions", hint="add --precision w8a8"
                 )
             return
-        for precision in precisions:
+        for precision in precisions if not learned else ():
             scheme.check_calibrated(precision, self.calib)
         scheme.check_measurable(self.max_drop, self.eval_data or self.calib)
         need("onnx", "onnxruntime", extra="quantize", what="quantizing")

@@ -49,6 +49,43 @@ def test_it_exports_in_single_precision(straight: Path, tmp_path: Path) -> None:
     assert len(Bundle.open(tmp_path / "toy.edgeclip").manifest.artifacts) == 2
 
 
+def test_its_scales_are_exported_without_any_data(straight: Path, tmp_path: Path) -> None:
+    path = tmp_path / "toy.edgeclip"
+    options = ("--target", "onnx,openvino", "--precision", "w8a8", "--allow-below-gate")  # a toy is at its edge
+    done = edgeclip("export", checkpoint(straight), *options, "-o", path)
+    assert done.returncode == 0, done.stderr
+    artifacts = Bundle.open(path).manifest.artifacts
+    assert len(artifacts) == 4 and all(artifact.parity.cosine_mean > 0.97 for artifact in artifacts)
+    made = [artifact.quantization for artifact in artifacts if artifact.quantization]
+    assert len(made) == 4 and all(one.learned and one.calibration is None for one in made)
+    rounded = [layer.name for one in made for layer in one.layers if layer.precision == "w8a8"]
+    assert len(rounded) == 2 * qat.LAYERS
+    shown = edgeclip("inspect", path)
+    assert shown.returncode == 0 and shown.stdout.count("learned in training") == 4
+
+
+@pytest.mark.parametrize(
+    ("target", "precision", "message"),
+    [
+        ("openvino", "w4a16", "the checkpoint has learned scales for w8a8, not for w4a16"),
+        ("onnx", "w8a16", "the checkpoint has learned scales for w8a8, not for w8a16"),
+        ("tensorrt", "w8a8", "the checkpoint's activations have zero points, target tensorrt has none"),
+    ],
+)
+def test_scales_of_another_kind_are_not_exported(
+    straight: Path, tmp_path: Path, target: str, precision: str, message: str
+) -> None:
+    path = tmp_path / "toy.edgeclip"
+    done = edgeclip("export", checkpoint(straight), "--target", target, "--precision", precision, "-o", path)
+    assert done.returncode == 2 and message in done.stderr and not path.exists()
+
+
+def test_a_checkpoint_without_scales_still_needs_data(straight: Path, tmp_path: Path) -> None:
+    before = straight / "before"
+    done = edgeclip("export", before, "--target", "onnx", "--precision", "w8a8", "-o", tmp_path / "toy.edgeclip")
+    assert done.returncode == 2 and "w8a8 needs calibration data" in done.stderr
+
+
 def test_the_student_comes_closer_to_what_it_was(straight: Path) -> None:
     lines = [json.loads(line) for line in (straight / "runs/toy/metrics.jsonl").read_text().splitlines()]
     assert lines[-1]["cosine"] < lines[0]["cosine"]

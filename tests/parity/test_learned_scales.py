@@ -18,9 +18,9 @@ from edgeclip.export.to_onnx import to_onnx
 from edgeclip.manifest import Preprocess, Tower
 from edgeclip.quantize.fakequant import Scheme, attach, learned_scales, observe
 from edgeclip.quantize.layers import layers_of
-from edgeclip.quantize.learned import integers, with_scales
+from edgeclip.quantize.learned import with_scales
 from edgeclip.quantize.made import Made
-from edgeclip.quantize.scales import Scales
+from edgeclip.quantize.scales import Scales, integers
 from edgeclip.train.models import Clip, ClipConfig, RepVggConfig, TextConfig
 
 SIDE, WORDS, CONTEXT = 32, 40, 8
