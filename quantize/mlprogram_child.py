@@ -6,7 +6,7 @@ import json
 import sys
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 from coremltools.converters.mil.mil.passes.pass_registry import PASS_REGISTRY
@@ -84,7 +84,7 @@ def _error(weight: NDArray[Any]) -> float:
     """How far a weight in int8 is from the weight, relative to its length."""
     wide = weight.astype(np.float32)
     codes, scales = to_integers(wide, 0)
-    return float(np.linalg.norm(codes * scales - wide) / max(float(np.linalg.norm(wide)), np.finfo(np.float32).tiny))
+    return float(np.linalg.norm(codes * scales - wide)) / max(float(np.linalg.norm(wide)), 1e-30)
 
 
 def _six(model: Any, weights: Weights) -> Any:
@@ -112,7 +112,7 @@ def _table_config(weight: NDArray[Any], bits: int, grouped: bool) -> Any:
         table, places = palette(values, bits)
         return table.astype(values.dtype), places.reshape(-1)
 
-    sharing = {"granularity": "per_tensor"}
+    sharing: dict[str, Any] = {"granularity": "per_tensor"}
     if grouped:
         sharing = {"granularity": "per_grouped_channel", "group_size": group_size(len(weight), CHANNELS)}
     return _compress.OpPalettizerConfig(mode="custom", lut_function=rounded, weight_threshold=MIN_SIZE, **sharing)
@@ -176,7 +176,7 @@ def _quantized(model: Any, *, activations: bool) -> list[str]:
 def _operations(model: Any) -> Iterable[Any]:
     """Of the program, in order; as protobuf has them."""
     (block,) = model.get_spec().mlProgram.functions["main"].block_specializations.values()
-    return block.operations
+    return cast("Iterable[Any]", block.operations)
 
 
 def _name(operation: Any) -> str:
