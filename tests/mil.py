@@ -25,23 +25,30 @@ IOS16, IOS17, IOS18 = ct.target.iOS16, ct.target.iOS17, ct.target.iOS18
 FLOATS = {"fp16": np.float16, "fp32": np.float32}
 WEIGHTS = "@model_path/weights/weight.bin"
 
-__all__ = ["FLOATS", "IOS16", "IOS17", "IOS18", "executor", "mb", "run", "specification", "types"]
+__all__ = ["FLOATS", "IOS16", "IOS17", "IOS18", "executor", "mb", "proto", "run", "specification", "types"]
 
 
-def specification(build: Callable[..., Any], inputs: Sequence[Array], opset: Any, weights: Path) -> bytes:
+def specification(
+    build: Callable[..., Any], inputs: Sequence[Any], opset: Any, weights: Path, description: Any = None
+) -> bytes:
     """A model whose program takes arrays of these shapes and types, and returns what `build` makes of them.
 
     Args:
         build: takes one variable an input; its parameters' names become the inputs'.
+        inputs: arrays, or coremltools' own specifications of inputs.
         weights: a folder for its `weight.bin`.
+        description: a `ModelDescription`, which says what an app hands over.
     """
-    specs = [mb.TensorSpec(a.shape, dtype=types.numpy_type_to_builtin_type(a.dtype)) for a in inputs]
+    specs = [
+        mb.TensorSpec(x.shape, dtype=types.numpy_type_to_builtin_type(x.dtype)) if isinstance(x, np.ndarray) else x
+        for x in inputs
+    ]
     program = mb.program(input_specs=specs, opset_version=opset)(build)
     described = load(
         program,
         str(weights),
         specification_version=opset.value,
-        model_description=proto.Model_pb2.ModelDescription(),
+        model_description=description or proto.Model_pb2.ModelDescription(),
     )
     return bytes(described.SerializeToString())
 

@@ -36,11 +36,19 @@ def images(pixels: Array, image: ImageFeature) -> Iterator[Array]:
     Raises:
         InputShapeError: the pictures are not of the model's size.
     """
-    if pixels.ndim != 4 or pixels.shape[1:] != (image.height, image.width, 3):
-        raise InputShapeError(f"pixels {list(pixels.shape)}, the model takes [B, {image.height}, {image.width}, 3]")
+    require_size(pixels, image)
     for picture in pixels:
         channels = picture if image.color == "RGB" else picture[..., ::-1]
         yield np.ascontiguousarray(channels.transpose(2, 0, 1)[None], np.float32)
+
+
+def require_size(pixels: Array, image: ImageFeature) -> None:
+    """
+    Raises:
+        InputShapeError: the pictures are not [B, S, S, 3] of the model's size.
+    """
+    if pixels.ndim != 4 or pixels.shape[1:] != (image.height, image.width, 3):
+        raise InputShapeError(f"pixels {list(pixels.shape)}, the model takes [B, {image.height}, {image.width}, 3]")
 
 
 def rows(ids: Array, array: ArrayFeature) -> Iterator[tuple[Array, int]]:
