@@ -22,9 +22,9 @@ def quantize_ir(
 ) -> Made:
     """Quantize an fp32 tower. Weights become int8, one scale a channel; activations uint8 with a zero point.
 
-    What stays in floating point: `keep`, all that lies before the first layer and after the last one, and the layer
-    that sees the pixels. Its share of the arithmetic is small, its share of the error was half. What stays is stored
-    in fp16.
+    What stays in floating point: `keep`, all that lies before the first layer and after the last one, and a
+    convolution that sees normalised pixels. Its share of the arithmetic is small, its share of the error was half.
+    Patches, which can be made from the pixels themselves, are integers (`ir_patches`). What stays is stored in fp16.
 
     Args:
         model: ONNX.

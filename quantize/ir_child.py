@@ -16,7 +16,7 @@ from typing import Any, cast
 import numpy as np
 
 from edgeclip.backends.ov_library import ov
-from edgeclip.quantize import ir_graph
+from edgeclip.quantize import ir_attention, ir_graph, ir_patches
 from edgeclip.quantize.groups import GROUP
 from edgeclip.quantize.ir_convolutions import compress_convolutions
 from edgeclip.quantize.ir_learned import apply_scales
@@ -82,6 +82,9 @@ def _w8a8(model: Any, options: dict[str, Any], samples: Any) -> Any:
         # The mean over samples of their extremes, which is the default, clips half of the samples.
         advanced_parameters=nncf.AdvancedQuantizationParameters(activations_range_estimator_params=ranges.HISTOGRAM),
     )
+    ir_patches.quantize_patches(made, options["keep"])
+    ir_attention.turn_keys(made)
+    ir_attention.round_sooner(made)
     return made if options["tower"] == "image" else _compress_tables(made)
 
 

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from importlib import import_module
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from edgeclip.backends.ov_library import ov
 
@@ -131,10 +132,11 @@ def turn_weights(model: Any) -> None:
             continue
         turned = ov.opset13.constant(np.ascontiguousarray(weight.data.T))
         turned.set_friendly_name(weight.get_friendly_name())
-        _replace(node, ov.opset13.matmul(node.input_value(0), turned, options["transpose_a"], True))
+        replace(node, ov.opset13.matmul(node.input_value(0), turned, options["transpose_a"], True))
 
 
-def _replace(node: Any, other: Any) -> None:
+def replace(node: Any, other: Any) -> None:
+    """Put another node into a node's place, under its name."""
     other.set_friendly_name(node.get_friendly_name())
     node.output(0).replace(other.output(0))
 
@@ -163,3 +165,38 @@ def halve(model: Any) -> None:
         wide = ov.opset13.convert(half, "f32").output(0)
         for user in list(node.output(0).get_target_inputs()):
             user.replace_source_output(wide)
+
+
+def back(node: Any, kinds: Sequence[str], *, first: int = 0) -> list[Any] | None:
+    """The nodes of these kinds that a node is made from, from itself on back by first inputs; None where they differ.
+
+    Args:
+        first: the node's input to begin with.
+    """
+    found: list[Any] = []
+    source = node.input_value(first).get_node()
+    for kind in kinds:
+        if source.get_type_name() != kind:
+            return None
+        found.append(source)
+        source = source.input_value(0).get_node() if source.get_input_size() else None
+    return found
+
+
+def only_user(node: Any) -> Any:
+    """The node that reads what a node makes; None where there are several."""
+    users = node.output(0).get_target_inputs()
+    return next(iter(users)).get_node() if len(users) == 1 else None
+
+
+def order_of(node: Any) -> list[int] | None:
+    """In which order a Transpose takes its axes; None where it is none."""
+    if node is None or node.get_type_name() != "Transpose":
+        return None
+    order = values_of(node.input_value(1).get_node())
+    return None if order is None else [int(axis) for axis in order]
+
+
+def values_of(node: Any) -> NDArray[Any] | None:
+    """The values of a constant; None where it is none."""
+    return np.asarray(node.data) if node.get_type_name() == "Constant" else None

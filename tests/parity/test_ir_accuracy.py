@@ -131,15 +131,20 @@ def test_all_weights_become_int4_but_those_that_see_pixels(kind: Kind) -> None:
     }
 
 
+def stems(kind: Kind) -> set[str]:
+    """The layer that sees normalised pixels; patches are made from integers."""
+    return first_layers(kind) if kind == "repvgg" else set()
+
+
 @every_tower
-def test_all_layers_compute_in_8_bits_but_those_that_see_pixels(kind: Kind) -> None:
+def test_all_layers_compute_in_8_bits_but_stems(kind: Kind) -> None:
     names = {layer.name for layer in list_layers(export(kind)) if layer.weighted}
-    assert made(kind, "w8a8").quantized >= names - first_layers(kind)
-    assert not made(kind, "w8a8").quantized & first_layers(kind)
+    assert made(kind, "w8a8").quantized >= names - stems(kind)
+    assert not made(kind, "w8a8").quantized & stems(kind)
 
 
 @every_tower
-def test_the_cpu_computes_in_integers_all_but_what_sees_pixels(kind: Kind) -> None:
+def test_the_cpu_computes_in_integers_all_but_stems(kind: Kind) -> None:
     """What the CPU really runs, by its own account: the type that each kernel computes in."""
     kernels = []
     for node in load(made(kind, "w8a8")).get_runtime_model().get_ordered_ops():
@@ -149,15 +154,28 @@ def test_the_cpu_computes_in_integers_all_but_what_sees_pixels(kind: Kind) -> No
     weighted = [layer for layer in list_layers(export(kind)) if layer.weighted]
     assert len(kernels) >= len(weighted)
     in_float = [name.split("/")[0] for name, precision in kernels if precision not in ("i8", "u8")]
-    assert set(in_float) == first_layers(kind), kernels
+    assert set(in_float) == stems(kind), kernels
 
 
-@pytest.mark.parametrize("kind", ["vit", "repvgg"])
-def test_pixels_are_normalised_in_floating_point(kind: Kind) -> None:
-    [name] = first_layers(kind)
-    before = [node.get_type_name() for node in source(layer_nodes(read(made(kind, "w8a8")))[name], 0)]
+def test_pixels_that_are_normalised_are_not_rounded() -> None:
+    [name] = stems("repvgg")
+    before = [node.get_type_name() for node in source(layer_nodes(read(made("repvgg", "w8a8")))[name], 0)]
     assert before[-1] == "Parameter"
     assert "FakeQuantize" not in before
+
+
+def test_kept_patches_stay_in_floating_point() -> None:
+    [name] = first_layers("vit")
+    result = made("vit", "w8a8", frozenset({name}))
+    assert result.quantized == made("vit", "w8a8").quantized - {name}
+    assert layer_nodes(read(result))[name].get_type_name() == "Convolution"
+
+
+def test_what_attention_makes_is_rounded_where_it_is_made() -> None:
+    nodes = read(made("vit", "w8a8")).get_ordered_ops()
+    behind = [node.input_value(0).get_node() for node in nodes if node.get_type_name() == "FakeQuantize"]
+    products = [node for node in behind if node.get_type_name() == "MatMul"]
+    assert len(products) == sum(layer.name.endswith("attention.out") for layer in list_layers(export("vit")))
 
 
 @every_precision
