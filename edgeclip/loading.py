@@ -40,11 +40,12 @@ def load(
 
     Args:
         path: a `.edgeclip` file or an unpacked bundle; None is the built-in model.
-        backend: `auto`, `tensorrt`, `openvino` or `onnxruntime`. `auto` takes the first in that order whose library
-            and device are here and for which the bundle has an artifact; one that is named is used or is an error.
+        backend: `auto`, `tensorrt`, `openvino`, `onnxruntime`, `coreml` or `coreml-reference`. `auto` takes the first
+            in that order, but not the reference, whose library and device are here and for which the bundle has an
+            artifact; one that is named is used or is an error.
         precision: of the artifact; None takes the most precise.
         tower: load only `image` or only `text`.
-        device: as the backend names it; None is the CPU, for `tensorrt` the first GPU.
+        device: as the backend names it; None is the CPU, for `tensorrt` the first GPU, for `coreml` all units.
         compute: the engine's arithmetic: `f32`, `bf16` or `f16`, where the device has it.
         threads: CPU threads of the engine; None takes those that this process may use.
         verify: run the golden vectors first, once per bundle, engine and device; the result is remembered.

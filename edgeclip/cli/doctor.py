@@ -14,6 +14,7 @@ from edgeclip.errors import EdgeClipError, TargetUnavailableError
 
 EXTRAS = {
     "export": ("torch", "onnx", "onnxscript"),
+    "coreml": ("coremltools",),
     "parquet": ("pyarrow",),
     "hub": ("huggingface_hub",),
 }

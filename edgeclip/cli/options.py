@@ -57,7 +57,7 @@ class Engine:
 
 
 _ENGINE = (
-    click.option("--backend", default="auto", show_default=True, help="auto, tensorrt, openvino or onnxruntime."),
+    click.option("--backend", default="auto", show_default=True, help="auto, or one that edgeclip doctor lists."),
     click.option("--precision", type=click.Choice(PRECISIONS), help="Of the artifact; the most precise by default."),
     click.option("--device", help="As the backend names it: see edgeclip doctor. The CPU; for tensorrt the first GPU."),
     click.option("--compute", type=click.Choice(COMPUTES), default="f32", show_default=True, help="Arithmetic."),
