@@ -24,7 +24,7 @@ MAX_DIGITS = 40
 
 Tower = Literal["image", "text"]
 Target = Literal["onnx", "openvino", "coreml", "tensorrt"]
-Precision = Literal["fp32", "fp16", "w8a16", "w8a8", "w4a16"]
+Precision = Literal["fp32", "fp16", "w8a16", "w8a8", "w6a16", "w4a16"]
 Compute = Literal["f32", "bf16", "f16"]
 """Arithmetic of an engine."""
 
@@ -238,6 +238,8 @@ class Artifact(Struct, frozen=True):
     quantization: Quantization | None = None
     profile: Profile | None = None
     """Of target `tensorrt`, whose engines are built on the device."""
+    deployment: Name | None = None
+    """Of target `coreml`: the oldest system that runs it, as `iOS17`, which stands for macOS 14 too."""
 
     def __post_init__(self) -> None:
         if self.profile and (self.profile.context is not None) != (self.tower == "text"):

@@ -55,6 +55,8 @@ class Job:
     precision: Precision
     max_batch: int = MAX_BATCH
     """Of a TensorRT engine; what other targets make takes any batch."""
+    deployment: str | None = None
+    """Of a Core ML package: the oldest system that runs it."""
 
     def __str__(self) -> str:
         return f"{self.target} {self.precision} {self.tower}"
@@ -157,15 +159,16 @@ def draft(
         tower=job.tower,
         target=job.target,
         precision=job.precision,
-        file=next(name for name in files if name.endswith((".onnx", ".xml"))),
+        file=next(name for name in files if name.endswith((".onnx", ".xml", ".mlpackage/Manifest.json"))),
         files=files,
         input=TensorSpec(name=INPUT[job.tower], dtype="uint8" if job.tower == "image" else "int32", shape=shape),
         output=TensorSpec(name=OUTPUT, dtype="float32", shape=("batch", embed_dim)),
         parity=Parity(n=1, cosine_mean=0, cosine_min=0, max_abs=0, top1_agreement=0, passed=False, backend="not run"),
-        opset=opset,
+        opset=None if job.target == "coreml" else opset,
         tools={"python": platform.python_version()} | {name: version(name) for name in libraries},
         quantization=quantization,
         profile=_profile(job, context_length) if job.target == "tensorrt" else None,
+        deployment=job.deployment,
     )
 
 

@@ -28,6 +28,7 @@ BOUNDS: dict[Precision, Bounds] = {
     "fp16": Bounds(cosine_mean=0.9995, cosine_min=0.999, max_abs=1e-2, top1_agreement=0.9),
     "w8a16": Bounds(cosine_mean=0.995, cosine_min=0.99, max_abs=5e-2, top1_agreement=0.9),
     "w8a8": Bounds(cosine_mean=0.97, cosine_min=0.95, max_abs=0.15, top1_agreement=0.8),
+    "w6a16": Bounds(cosine_mean=0.99, cosine_min=0.98, max_abs=0.1, top1_agreement=0.9),
     "w4a16": Bounds(cosine_mean=0.95, cosine_min=0.9, max_abs=0.2, top1_agreement=0.8),
 }
 

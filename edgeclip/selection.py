@@ -10,7 +10,7 @@ from edgeclip.errors import TargetUnavailableError, UsageError
 from edgeclip.manifest import Artifact, Manifest, Precision, Tower
 
 # Accuracy before speed: what loses something is run only where it is asked for or nothing else is there.
-PRECISIONS: tuple[Precision, ...] = ("fp32", "fp16", "w8a16", "w8a8", "w4a16")
+PRECISIONS: tuple[Precision, ...] = ("fp32", "fp16", "w8a16", "w8a8", "w6a16", "w4a16")
 
 
 @dataclass(frozen=True)

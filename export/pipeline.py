@@ -6,6 +6,7 @@ Everything is built and measured before the output is touched; the bundle is pub
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -16,6 +17,7 @@ from edgeclip.errors import EdgeClipError, ExportExistsError, NonFiniteError, Us
 from edgeclip.export.golden import make_golden
 from edgeclip.export.graph import example, tower_graph
 from edgeclip.export.source import Source
+from edgeclip.export.to_coreml import to_coreml
 from edgeclip.export.to_onnx import DEFAULT_OPSET, to_onnx
 from edgeclip.export.to_openvino import to_openvino
 from edgeclip.export.to_tensorrt import to_tensorrt
@@ -23,7 +25,9 @@ from edgeclip.golden import FILE as GOLDEN
 from edgeclip.golden import Golden
 from edgeclip.manifest import FORMAT_VERSION, Manifest, Precision, Target, Tower
 from edgeclip.outcome import MAX_BATCH, Job, Outcome, draft, jobs_of, judge, publishable, refuse_existing
+from edgeclip.quantize.deployment import deployment
 from edgeclip.quantize.jobs import quantize
+from edgeclip.quantize.package_readme import readmes
 from edgeclip.quantize.quantizer import Settings
 from edgeclip.quantize.scheme import SCHEMES, is_integer
 from edgeclip.quantize.subject import Subject
@@ -34,8 +38,16 @@ PRECISIONS: dict[Target, tuple[Precision, ...]] = {
     "onnx": (*FLOATS, *SCHEMES["onnx"]),
     "openvino": (*FLOATS, *SCHEMES["openvino"]),
     "tensorrt": (*FLOATS, *SCHEMES["tensorrt"]),
+    "coreml": (*FLOATS, *SCHEMES["coreml"]),
 }
 """What can be exported."""
+_LIBRARIES: dict[Target, tuple[str, ...]] = {
+    "onnx": ("torch", "onnx", "onnxscript"),
+    "openvino": ("torch", "onnx", "onnxscript", "openvino"),
+    "tensorrt": ("torch", "onnx", "onnxscript"),
+    "coreml": ("torch", "coremltools"),
+}
+"""Distributions whose versions a floating-point artifact notes."""
 
 UNMEASURED = Settings()
 """No calibration, no evaluation, no budget."""
@@ -43,12 +55,19 @@ Progress = Callable[[str], None]
 
 
 def plan(
-    targets: Iterable[Target], precisions: Iterable[Precision], tower: Tower | None, max_batch: int = MAX_BATCH
+    targets: Iterable[Target],
+    precisions: Iterable[Precision],
+    tower: Tower | None,
+    max_batch: int = MAX_BATCH,
+    coreml_target: str | None = None,
 ) -> list[Job]:
     """All jobs of a call: targets × precisions × towers.
 
+    Args:
+        coreml_target: the oldest system that Core ML packages shall run on; by precision where it is not said.
+
     Raises:
-        UsageError: a target that cannot be exported, or not at such a precision.
+        UsageError: a target that cannot be exported, or not at such a precision, or not for such a system.
     """
     jobs = jobs_of(targets, precisions, (tower,) if tower else ("image", "text"), max_batch)
     for job in jobs:
@@ -59,7 +78,10 @@ def plan(
                 f"target {job.target} cannot be exported at precision {job.precision!r}",
                 hint=f"one of: {', '.join(PRECISIONS[job.target])}",
             )
-    return jobs
+    return [
+        replace(job, deployment=deployment(job.precision, coreml_target)) if job.target == "coreml" else job
+        for job in jobs
+    ]
 
 
 def export(
@@ -143,15 +165,15 @@ def _build(
     source: Source, golden: Golden, jobs: Sequence[Job], opset: int, settings: Settings, progress: Progress
 ) -> list[Outcome]:
     """An outcome for each job, in their order. One that fails does not keep the others from being made."""
-    onnx_of = _Portable(source, opset)
+    onnx_of, package_of = _Portable(source, opset), _Packages(source, golden, jobs)
     outcomes = {}
     for job in jobs:
         if not is_integer(job.precision):
             progress(str(job))
-            outcomes[job] = _attempt(job, source, golden, onnx_of)
+            outcomes[job] = _attempt(job, source, golden, onnx_of, package_of)
     integers = [job for job in jobs if is_integer(job.precision)]
     if integers:
-        outcomes |= _quantize(source, golden, integers, onnx_of, settings, progress)
+        outcomes |= _quantize(source, golden, integers, onnx_of, package_of, settings, progress)
     return [outcomes[job] for job in jobs]
 
 
@@ -170,11 +192,28 @@ class _Portable:
         return self._made[tower, dtype]
 
 
-def _attempt(job: Job, source: Source, golden: Golden, onnx_of: _Portable) -> Outcome:
+class _Packages:
+    """The Core ML package of each tower, type and system, made once."""
+
+    def __init__(self, source: Source, golden: Golden, jobs: Sequence[Job]) -> None:
+        self._source, self._golden = source, golden
+        self._systems = {job.precision: job.deployment for job in jobs if job.deployment}
+        self._made: dict[tuple[Tower, bool, str], dict[str, bytes]] = {}
+
+    def __call__(self, tower: Tower, precision: Precision) -> dict[str, bytes]:
+        """Of an integer precision, the package in half precision that it is made from."""
+        half, system = precision != "fp32", self._systems[precision]
+        if (tower, half, system) not in self._made:
+            made = to_coreml(self._source, self._golden, tower, half=half, deployment=system)
+            self._made[tower, half, system] = made
+        return self._made[tower, half, system]
+
+
+def _attempt(job: Job, source: Source, golden: Golden, onnx_of: _Portable, package_of: _Packages) -> Outcome:
     """Make a floating-point artifact, and run it on the golden inputs."""
     try:
-        files = {f"{job.folder}/{name}": data for name, data in _make(job, onnx_of).items()}
-        libraries = ("torch", "onnx", "onnxscript", *(["openvino"] if job.target == "openvino" else []))
+        made = package_of(job.tower, job.precision) if job.target == "coreml" else _make(job, onnx_of)
+        files = {f"{job.folder}/{name}": data for name, data in made.items()}
         artifact = draft(
             job,
             files,
@@ -182,7 +221,7 @@ def _attempt(job: Job, source: Source, golden: Golden, onnx_of: _Portable) -> Ou
             source.model.embed_dim,
             source.tokenizer_spec.context_length,
             opset=onnx_of.opset,
-            libraries=libraries,
+            libraries=_LIBRARIES[job.target],
         )
         return judge(job, artifact, files, golden)
     except EdgeClipError as exc:
@@ -198,7 +237,13 @@ def _make(job: Job, onnx_of: _Portable) -> dict[str, bytes]:
 
 
 def _quantize(
-    source: Source, golden: Golden, jobs: Sequence[Job], onnx_of: _Portable, settings: Settings, progress: Progress
+    source: Source,
+    golden: Golden,
+    jobs: Sequence[Job],
+    onnx_of: _Portable,
+    package_of: _Packages,
+    settings: Settings,
+    progress: Progress,
 ) -> dict[Job, Outcome]:
     subject = Subject(
         models={tower: onnx_of(tower) for tower in dict.fromkeys(job.tower for job in jobs)},
@@ -208,6 +253,7 @@ def _quantize(
         opset=onnx_of.opset,
         golden=golden,
         learned=source.learned,
+        packages=package_of,
     )
     return quantize(subject, jobs, settings, libraries=("torch", "onnxscript"), progress=progress)
 
@@ -238,4 +284,4 @@ def _publish(output: Path, source: Source, golden: Golden, existing: Bundle | No
         files=(),
         provenance=source.provenance,
     )
-    write_bundle(output, manifest, files, replace=output.exists())
+    write_bundle(output, manifest, files | readmes(manifest), replace=output.exists())

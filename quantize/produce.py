@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from types import MappingProxyType
 from typing import Literal
 
 from edgeclip.backends.base import Array
@@ -13,8 +15,10 @@ LIBRARIES: dict[Target, tuple[str, ...]] = {
     "onnx": ("onnx", "onnxruntime"),
     "openvino": ("openvino", "nncf"),
     "tensorrt": ("onnx", "onnxruntime"),
+    "coreml": ("coremltools", "onnx", "onnxruntime"),
 }
 """Distributions whose versions an artifact notes."""
+_NOTHING: Mapping[str, bytes] = MappingProxyType({})
 
 
 def produce(
@@ -24,6 +28,7 @@ def produce(
     precision: Precision,
     samples: Array | None,
     keep: frozenset[str] = frozenset(),
+    package: Mapping[str, bytes] = _NOTHING,
 ) -> Made:
     """Quantize a tower.
 
@@ -32,6 +37,7 @@ def produce(
         samples: what its activations are measured on, uint8 [N, S, S, 3] or int32 [N, C]. 8-bit weights alone need
             none; the rounding of 4-bit ones is corrected on them where there are any.
         keep: layers that stay in floating point.
+        package: for target coreml, the files of its half-precision Core ML package.
 
     Raises:
         UsageError: the target has no such precision, a layer in `keep` does not exist, or samples are missing.
@@ -40,6 +46,10 @@ def produce(
         ExportError: the toolchain failed, or TensorRT would refuse what it made.
     """
     scheme.check(target, precision)
+    if target == "coreml":
+        from edgeclip.quantize.mlprogram import quantize_package
+
+        return quantize_package(package, model, tower, precision, samples=samples, keep=keep)
     if precision == "w8a8":
         assert samples is not None
         return _with_activations(model, tower, target, samples, keep)

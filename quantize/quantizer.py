@@ -86,7 +86,7 @@ class Quantizer:
         samples = {tower: self._samples(tower, precision) for tower in self._subject.models}
         candidates = _Candidates(self, target, precision, samples)
         if self._loss is None:
-            return self._finished(precision, candidates.make(frozenset()), None, ())
+            return self._finished(target, precision, candidates.make(frozenset()), None, ())
         loss = self._loss
 
         def attempt(keep: frozenset[Place]) -> tuple[Towers, Drop]:
@@ -95,11 +95,11 @@ class Quantizer:
 
         if self._settings.max_drop_pt is None:
             made, lost = attempt(frozenset())
-            return self._finished(precision, made, loss.budget(lost), ())
+            return self._finished(target, precision, made, loss.budget(lost), ())
         rank = partial(self._ranked, precision)
         found = search(len(self._places(precision)), rank, attempt, self._settings.max_drop_pt)
         budget = loss.budget(found.best.drop, found.best.kept, found.steps, self._settings.max_drop_pt)
-        return self._finished(precision, found.best.made, budget, self._failures(found, precision))
+        return self._finished(target, precision, found.best.made, budget, self._failures(found, precision))
 
     def produce(
         self, tower: Tower, target: Target, precision: Precision, samples: Array | None, keep: frozenset[str]
@@ -110,7 +110,9 @@ class Quantizer:
         model, learned = self._subject.models[tower], self._subject.learned
         if learned is not None:
             return produce_learned(model, tower, target, precision, learned, keep)
-        return produce(model, tower, target, precision, samples, keep)
+        packages = self._subject.packages if target == "coreml" else None
+        package = packages(tower, precision) if packages else {}
+        return produce(model, tower, target, precision, samples, keep, package)
 
     def _samples(self, tower: Tower, precision: Precision) -> Array | None:
         """What activations are measured on; for weights alone, what there is. Learned scales need nothing."""
@@ -171,10 +173,10 @@ class Quantizer:
         )
 
     def _finished(
-        self, precision: Precision, made: Towers, budget: Budget | None, failures: tuple[str, ...]
+        self, target: Target, precision: Precision, made: Towers, budget: Budget | None, failures: tuple[str, ...]
     ) -> dict[Tower, Quantized]:
         calibration, learned = self._settings.calibration, self._subject.learned is not None
-        spec = calibration.spec if calibration is not None and precision != "w8a16" and not learned else None
+        spec = calibration.spec if calibration and scheme.uses_calibration(target, precision) and not learned else None
         tables = {tower: self._table(tower, precision, one) for tower, one in made.items()}
         return {
             tower: Quantized(

@@ -55,6 +55,11 @@ class Learned:
                 f"the checkpoint has learned scales for {self.precision}, not for {precision}",
                 hint=f"--precision {self.precision}; for others take the checkpoint that it was fine-tuned from",
             )
+        if target == "coreml":
+            raise UsageError(
+                "target coreml does not take learned scales yet",
+                hint="other targets do; or take the checkpoint that it was fine-tuned from",
+            )
         if target == "tensorrt" and not self.symmetric:
             raise UsageError(
                 "the checkpoint's activations have zero points, target tensorrt has none",
@@ -108,7 +113,7 @@ def integers(weight: NDArray[Any], scales: Scales) -> NDArray[np.int8]:
 
 
 def weight_bits(precision: str) -> int:
-    """4 of `w4a16`, 8 of `w8a8` and `w8a16`."""
+    """4 of `w4a16`, 6 of `w6a16`, 8 of `w8a8` and `w8a16`."""
     assert precision in get_args(Precision)
     return int(precision[1])
 

@@ -1,7 +1,8 @@
 """What each precision means on each target.
 
 `w8a16`, `w4a16`: weights alone are integers, one scale an output channel (w8) or a group of input channels (w4);
-arithmetic stays in floating point. `w8a8`: weights and activations are 8-bit integers.
+arithmetic stays in floating point. `w8a8`: weights and activations are 8-bit integers. `w6a16`: weights are places in
+tables of 64 numbers. Core ML's `w4a16` has tables, too, of 16 numbers.
 """
 
 from __future__ import annotations
@@ -9,14 +10,15 @@ from __future__ import annotations
 from edgeclip.errors import UsageError
 from edgeclip.manifest import Precision, Target
 
-INTEGER: tuple[Precision, ...] = ("w8a16", "w8a8", "w4a16")
+INTEGER: tuple[Precision, ...] = ("w8a16", "w8a8", "w6a16", "w4a16")
 SCHEMES: dict[Target, tuple[Precision, ...]] = {
     "onnx": ("w8a16", "w8a8"),
     "openvino": ("w8a16", "w8a8", "w4a16"),
     "tensorrt": ("w8a8",),
+    "coreml": ("w8a16", "w8a8", "w6a16", "w4a16"),
 }
 """What can be made. Activations are asymmetric uint8 where the engine takes that (onnx, openvino), symmetric int8 with
-zero point 0 for tensorrt. Weights are symmetric int8 everywhere."""
+zero point 0 for tensorrt and coreml. Weights are symmetric int8 everywhere."""
 
 
 def is_integer(precision: Precision) -> bool:
@@ -27,6 +29,11 @@ def is_integer(precision: Precision) -> bool:
 def needs_calibration(precision: Precision) -> bool:
     """Whether the range of activations has to be measured."""
     return precision == "w8a8"
+
+
+def uses_calibration(target: Target, precision: Precision) -> bool:
+    """Whether calibration data changes what is made: OpenVINO's 4-bit weights are corrected on it."""
+    return needs_calibration(precision) or (target == "openvino" and precision == "w4a16")
 
 
 def check(target: Target, precision: Precision) -> None:

@@ -21,6 +21,7 @@ from edgeclip.quantize import extremes, graphs
 from edgeclip.quantize.groups import GROUP, group_size
 from edgeclip.quantize.layers import OPS, output_axis
 from edgeclip.quantize.onnx_weights import to_integers
+from edgeclip.quantize.scales import weight_bits
 
 LEVELS = 255
 Floats = NDArray[np.float32]
@@ -48,7 +49,7 @@ def distortions(
     reference = _embed(proto, samples, threads)
     found = {}
     for place in places:
-        rounded = _rounded(proto, place, weights, ranges, bits=4 if precision == "w4a16" else 8)
+        rounded = _rounded(proto, place, weights, ranges, bits=weight_bits(precision))
         found[proto.graph.node[place].name] = _distance(_embed(rounded, samples, threads), reference)
         advance(1)
     return found

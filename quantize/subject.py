@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
 
 from edgeclip.backends.base import Array, Embeddings
 from edgeclip.golden import Golden
-from edgeclip.manifest import Artifact, Preprocess, Tower
+from edgeclip.manifest import Artifact, Precision, Preprocess, Tower
 from edgeclip.outcome import open_session
 from edgeclip.quantize.scales import Learned
 from edgeclip.tokenizer import Tokenizer
 
 BATCH = 32
+Packages = Callable[[Tower, Precision], dict[str, bytes]]
+"""Gives the half-precision Core ML package of a tower that one of an integer precision is made from."""
 
 
 @dataclass(frozen=True)
@@ -29,6 +32,8 @@ class Subject:
     golden: Golden
     learned: Learned | None = None
     """Scales of its layers, where the model was trained with rounding."""
+    packages: Packages | None = None
+    """None where nothing is made for Core ML."""
 
     @property
     def context_length(self) -> int | None:

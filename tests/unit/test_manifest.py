@@ -87,6 +87,7 @@ REQUIRED = [
     and path[-1] not in FREE_KEYS
     and path[-1] not in {"resize", "interpolation", "crop", "exif", "background", "random_weights", "causal", "opset"}
     and path[-1] not in {"tools", "source", "recipe", "data", "licence", "quantization", "matryoshka", "profile"}
+    and path[-1] != "deployment"
 ]
 
 
