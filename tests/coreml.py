@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -82,13 +81,6 @@ def artifact(files: Files, tower: Tower, width: int = WIDTH) -> Artifact:
     made = any_artifact(tower, "coreml", "fp32", sorted(files))
     output = TensorSpec(name="embeddings", dtype="float32", shape=("batch", width))
     return msgspec.structs.replace(made, file=listing(files), output=output)
-
-
-def edited(files: Files, change: Callable[[dict[str, Any]], object]) -> Files:
-    """The package with another `Manifest.json`."""
-    document = json.loads(bytes(files[listing(files)]))
-    change(document)
-    return files | {listing(files): json.dumps(document).encode()}
 
 
 def listing(files: Files) -> str:

@@ -8,11 +8,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
 
 from edgeclip.backends import mil_program
 from edgeclip.backends.base import Array
 from edgeclip.backends.mil_executor import Executor
 
+pytest.importorskip("coremltools", reason="coremltools is not installed")
 logging.getLogger("coremltools").setLevel(logging.ERROR)  # it says which libraries it has not been tested with
 
 import coremltools as ct  # noqa: E402

@@ -179,4 +179,4 @@ def _macos() -> tuple[int, ...]:
 
 
 def _version() -> str:
-    return f"{ct.__version__}, macOS {platform.mac_ver()[0]}"
+    return f"{ct.__version__} (macOS {platform.mac_ver()[0]})"

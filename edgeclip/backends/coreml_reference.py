@@ -71,7 +71,7 @@ class ReferenceSession:
         self._width = int(artifact.output.shape[-1])
         self._input, self._feature = coreml_inputs.feature(executor.program)
         # NumPy's BLAS takes the threads that it finds; nothing here can tell it otherwise.
-        self.engine = Engine(NAME, f"{version('edgeclip')}, numpy {np.__version__}", "cpu", "f32", available_cpus())
+        self.engine = Engine(NAME, f"{version('edgeclip')} (numpy {np.__version__})", "cpu", "f32", available_cpus())
 
     def run(self, inputs: Array) -> Embeddings:
         """See `Session.run`."""

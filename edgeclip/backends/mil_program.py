@@ -13,7 +13,8 @@ from edgeclip.backends.mil_wire import Message
 from edgeclip.buffers import Buffer
 from edgeclip.errors import TargetLoadError
 
-MAX_OPERATIONS = 200_000
+MAX_BYTES = 1 << 24
+"""Of a program. That of ViT-B/32 has a tenth of a megabyte; weights lie beside it."""
 MAIN = "main"
 
 _MODEL_VERSION, _MODEL_DESCRIPTION, _MODEL_PROGRAM = 1, 2, 502
@@ -147,6 +148,8 @@ def parse(data: Buffer) -> Program:
     Raises:
         TargetLoadError: it is not a Core ML model, or no ML program of one function without control flow or state.
     """
+    if len(data) > MAX_BYTES:
+        raise TargetLoadError(f"a program of {len(data)} bytes, the limit is {MAX_BYTES}")
     model = Message(memoryview(data))
     if not model.has(_MODEL_PROGRAM):
         raise TargetLoadError("not an ML program: other kinds of Core ML model are not run")
@@ -162,13 +165,10 @@ def parse(data: Buffer) -> Program:
     if opset not in blocks:
         raise TargetLoadError(f"the ML program has no block for its opset {opset[:40]!r}")
     block = blocks[opset]
-    operations = block.messages(3)
-    if len(operations) > MAX_OPERATIONS:
-        raise TargetLoadError(f"{len(operations)} operations, the limit is {MAX_OPERATIONS}")
     return Program(
         features={entry.text(1): _feature(entry) for entry in description.messages(_DESCRIPTION_INPUT)},
         inputs=dict(_named_type(entry) for entry in function.messages(1)),
-        operations=tuple(_operation(entry) for entry in operations),
+        operations=tuple(_operation(entry) for entry in block.messages(3)),
         outputs=tuple(block.texts(2)),
         specification_version=model.integer(_MODEL_VERSION),
     )

@@ -94,6 +94,7 @@ def test_program_that_is_not_run_here_is_refused(change: Any, match: str) -> Non
         (field(502, 7), "field 502 is written in a way that does not fit it"),
         (field(502, field(2, field(1, b"\xff"))), "a name that is not UTF-8"),
         (b"", "not an ML program"),
+        (bytes((1 << 24) + 1), "a program of 16777217 bytes, the limit is 16777216"),
     ],
 )
 def test_what_is_no_protobuf_of_a_model_is_refused(data: bytes, match: str) -> None:
