@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -241,11 +241,15 @@ def add_artifacts(
     *,
     output: Path | None = None,
     replace: bool = False,
+    beside: Callable[[Manifest], Mapping[str, bytes]] = lambda manifest: {},
 ) -> Bundle:
     """Add artifacts to the bundle at `bundle.path`, which is rewritten whole, or write it with them to `output`.
 
     It is opened anew under the lock, so that what another export has added meanwhile stays. Its other files are
     verified on the way.
+
+    Args:
+        beside: makes loose files of the new manifest; they replace those of the same names.
 
     Raises:
         ExportExistsError: the bundle has this tower, target and precision, and `replace` is false; or a file of that
@@ -263,7 +267,9 @@ def add_artifacts(
         if taken := {entry.path for entry in entries} & set(files):
             raise ExportExistsError(f"{bundle.path}: {_listing(taken)} belongs to something else in the bundle")
         changed = msgspec.structs.replace(bundle.manifest, artifacts=tuple(sorted([*kept, *artifacts], key=_key)))
-        return _rewrite(bundle, changed, entries, files, path)
+        loose = beside(changed)
+        entries = [entry for entry in entries if entry.path not in loose]
+        return _rewrite(bundle, changed, entries, {**files, **loose}, path)
 
 
 def put_file(bundle: Bundle, name: str, content: bytes) -> Bundle:
