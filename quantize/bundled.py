@@ -8,7 +8,7 @@ from pathlib import Path
 from edgeclip.bundle import Bundle, add_artifacts
 from edgeclip.errors import UsageError
 from edgeclip.golden import Golden
-from edgeclip.manifest import Artifact, Tower
+from edgeclip.manifest import Artifact, Precision, Tower
 from edgeclip.outcome import Job, Outcome, publishable
 from edgeclip.quantize.jobs import quantize
 from edgeclip.quantize.quantizer import Progress, Settings
@@ -45,12 +45,40 @@ def quantize_bundle(
     subject = subject_of(bundle, list(dict.fromkeys(job.tower for job in jobs)))
     made = quantize(subject, jobs, settings, progress=progress)
     outcomes = [made[job] for job in jobs]
-    if good := publishable(outcomes, keep_going=keep_going, allow_below_gate=allow_below_gate):
-        progress("bundle")
-        files = {name: data for outcome in good for name, data in outcome.files.items()}
-        artifacts = [outcome.artifact for outcome in good if outcome.artifact]
-        add_artifacts(bundle, artifacts, files, output=output, replace=force)
+    add_published(
+        bundle,
+        outcomes,
+        output=output,
+        force=force,
+        keep_going=keep_going,
+        allow_below_gate=allow_below_gate,
+        progress=progress,
+    )
     return outcomes
+
+
+def add_published(
+    bundle: Bundle,
+    outcomes: Sequence[Outcome],
+    *,
+    output: Path,
+    force: bool,
+    keep_going: bool,
+    allow_below_gate: bool,
+    progress: Progress,
+) -> None:
+    """Write the bundle to `output` with what may be published of these outcomes; where that is nothing, write nothing.
+
+    Raises:
+        ExportExistsError: the bundle has such an artifact already, and `force` is false.
+    """
+    good = publishable(outcomes, keep_going=keep_going, allow_below_gate=allow_below_gate)
+    if not good:
+        return
+    progress("bundle")
+    files = {name: data for outcome in good for name, data in outcome.files.items()}
+    artifacts = [outcome.artifact for outcome in good if outcome.artifact]
+    add_artifacts(bundle, artifacts, files, output=output, replace=force)
 
 
 def subject_of(bundle: Bundle, towers: Sequence[Tower]) -> Subject:
@@ -60,7 +88,7 @@ def subject_of(bundle: Bundle, towers: Sequence[Tower]) -> Subject:
         UsageError: it holds neither for one of the towers.
     """
     manifest = bundle.manifest
-    found = {tower: _portable(bundle, tower) for tower in towers}
+    found = {tower: portable(bundle, tower) for tower in towers}
     return Subject(
         models={tower: widen(bundle.read(artifact.file)) for tower, artifact in found.items()},
         preprocess=manifest.preprocess,
@@ -77,11 +105,16 @@ def tokenizer_of(bundle: Bundle) -> Tokenizer | None:
     return Tokenizer(bundle.read(spec.file), spec) if spec else None
 
 
-def _portable(bundle: Bundle, tower: Tower) -> Artifact:
-    for precision in ("fp32", "fp16"):
+def portable(bundle: Bundle, tower: Tower, precisions: Sequence[Precision] = ("fp32", "fp16")) -> Artifact:
+    """A bundle's ONNX of a tower, at the first of some precisions that it has.
+
+    Raises:
+        UsageError: it has none.
+    """
+    for precision in precisions:
         for artifact in bundle.artifacts(tower=tower, target="onnx", precision=precision):
             return artifact
     raise UsageError(
-        f"{bundle.path}: has no floating-point ONNX of the {tower} tower to start from",
+        f"{bundle.path}: has no {' or '.join(precisions)} ONNX of the {tower} tower to start from",
         hint=f"it holds: {', '.join(describe(bundle.manifest)) or 'nothing'}; `edgeclip export --target onnx` adds it",
     )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, cast, get_args
@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal, cast, get_args
 import click
 
 from edgeclip import publish
+from edgeclip.bundle import Bundle
 from edgeclip.cli import progress
 from edgeclip.cli.group import Command, examples
 from edgeclip.cli.options import PRECISIONS, checkpoint_options, max_batch_option, need_export
@@ -18,8 +19,8 @@ from edgeclip.cli.output import Output
 from edgeclip.cli.parity import COLUMNS, allowed, measured, megabytes
 from edgeclip.cli.quantizing import Measuring, quantize_options, show_budgets
 from edgeclip.errors import UsageError
-from edgeclip.manifest import Precision, Target
-from edgeclip.outcome import MAX_BATCH, Outcome, publishable, raise_if_failed
+from edgeclip.manifest import Precision, Target, Tower
+from edgeclip.outcome import MAX_BATCH, Job, Outcome, publishable, raise_if_failed, refuse_existing
 from edgeclip.parity import bounds_for
 from edgeclip.tokenizer import Tokenizer
 
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
     from edgeclip.export.source import Source
 
 HUB = "hf-hub:"
+Progress = Callable[[str], None]
 ALIASES = {"int8": "w8a8"}
 SCALES = "scales.safetensors"
 """Of a checkpoint that was trained with rounding; see `quantize/scales.py`."""
@@ -38,7 +40,7 @@ SCALES = "scales.safetensors"
         "edgeclip export ./clip-vit-base-patch32 --target onnx,openvino",
         "edgeclip export ViT-B-32.pt --target onnx --tokenizer bpe_simple_vocab_16e6.txt.gz -o b32.edgeclip",
         "edgeclip export hf-hub:openai/clip-vit-base-patch32 --target openvino --precision fp32,fp16",
-        "edgeclip export ./clip-vit-base-patch32 --target tensorrt --precision fp16 --max-batch 8",
+        "edgeclip export b32.edgeclip --target tensorrt --precision fp16 --max-batch 8",
     ),
 )
 @click.argument("source")
@@ -54,7 +56,7 @@ SCALES = "scales.safetensors"
 @click.option("--tower", type=click.Choice(["image", "text", "both"]), default="both", show_default=True)
 @click.option("-o", "--output", "path", type=click.Path(path_type=Path), help="The bundle; SOURCE.edgeclip by default.")
 @click.option("--tokenizer", help="tokenizer.json, a folder that has one, OpenAI's merges, or hf-hub:ORG/NAME.")
-@click.option("--opset", type=int, default=18, show_default=True, help="ONNX opset, 17 to 20.")
+@click.option("--opset", type=int, help="ONNX opset, 17 to 20; 18 by default.")
 @max_batch_option
 @quantize_options
 @checkpoint_options
@@ -73,7 +75,7 @@ def command(
     precisions: tuple[str, ...],
     tower: Literal["image", "text", "both"],
     path: Path | None,
-    opset: int,
+    opset: int | None,
     max_batch: int | None,
     measuring: Measuring,
     force: bool,
@@ -85,34 +87,27 @@ def command(
 
     SOURCE is a file, a folder or hf-hub:ORG/NAME[@REVISION], of OpenAI, OpenCLIP, Hugging Face or edgeclip. Each
     artifact is run and compared with the fp32 model; the bundle is written when every one is within its bounds. A
-    bundle of the same checkpoint that is there already is added to.
+    bundle of the same checkpoint that is there already is added to. SOURCE may be a bundle, too: artifacts are made
+    from the ONNX in it, and written with all that it holds.
     """
     wanted, kinds = asked_targets(targets), asked_precisions(precisions)
     rows = asked_batch(max_batch, wanted)
     path = path or default_output(source)
-    publish.check_output(path, replace=True)
+    bundle = opened_bundle(source, {"opset": opset, **reading})
+    publish.check_output(path, replace=bundle is None or force or path.resolve() == bundle.path.resolve())
     measuring.check(kinds, learned=(Path(source) / SCALES).is_file())
     need_export()
     started = time.perf_counter()
     with progress.steps(output) as begin:
         begin("loading PyTorch")
-        from edgeclip.export.pipeline import export, plan
+        from edgeclip.export.pipeline import plan
 
-        jobs = plan(wanted, kinds, None if tower == "both" else tower, rows)
-        begin("reading the checkpoint")
-        opened = open_checkpoint(source, **reading)
-        tokenizer = partial(Tokenizer, opened.tokenizer, opened.tokenizer_spec)
-        outcomes = export(
-            opened,
-            path,
-            jobs,
-            opset=opset,
-            force=force,
-            keep_going=keep_going,
-            allow_below_gate=allow_below_gate,
-            settings=measuring.settings(output, opened.preprocess, tokenizer, begin),
-            progress=begin,
-        )
+        jobs = plan(wanted, kinds, towers_of(bundle, tower), rows)
+        how = {"force": force, "keep_going": keep_going, "allow_below_gate": allow_below_gate}
+        if bundle is None:
+            outcomes = from_checkpoint(output, source, path, jobs, measuring, begin, opset, reading, how)
+        else:
+            outcomes = from_bundle(output, bundle, path, jobs, measuring, begin, how)
     show(output, outcomes)
     show_budgets(output, outcomes)
     written = bool(publishable(outcomes, keep_going=keep_going, allow_below_gate=allow_below_gate))
@@ -167,6 +162,72 @@ def default_output(source: str) -> Path:
     return Path(f"{name or 'model'}.edgeclip")
 
 
+def opened_bundle(source: str, reading: dict[str, Any]) -> Bundle | None:
+    """The bundle that SOURCE is; None where it is a checkpoint.
+
+    Raises:
+        UsageError: options that only a checkpoint can follow.
+    """
+    from edgeclip.cli.inspect import is_bundle
+
+    if not Path(source).exists() or not is_bundle(source):
+        return None
+    if given := [name for name, value in reading.items() if value]:
+        names = ", ".join(f"--{name.replace('_', '-')}" for name in given)
+        raise UsageError(f"{names}: only for checkpoints, and {source} is a bundle")
+    return Bundle.open(Path(source))
+
+
+def towers_of(bundle: Bundle | None, tower: Literal["image", "text", "both"]) -> Tower | None:
+    """The one tower that is to be exported; None for both."""
+    if tower != "both":
+        return tower
+    held = {artifact.tower for artifact in bundle.manifest.artifacts} if bundle else set()
+    return held.pop() if len(held) == 1 else None
+
+
+def from_checkpoint(
+    output: Output,
+    source: str,
+    path: Path,
+    jobs: Sequence[Job],
+    measuring: Measuring,
+    begin: Progress,
+    opset: int | None,
+    reading: dict[str, Any],
+    how: dict[str, bool],
+) -> list[Outcome]:
+    """Read the checkpoint and export it."""
+    from edgeclip.export.pipeline import export
+    from edgeclip.export.to_onnx import DEFAULT_OPSET
+
+    begin("reading the checkpoint")
+    opened = open_checkpoint(source, **reading)
+    tokenizer = partial(Tokenizer, opened.tokenizer, opened.tokenizer_spec)
+    settings = measuring.settings(output, opened.preprocess, tokenizer, begin)
+    opset = DEFAULT_OPSET if opset is None else opset
+    return export(opened, path, jobs, opset=opset, settings=settings, progress=begin, **how)
+
+
+def from_bundle(
+    output: Output,
+    bundle: Bundle,
+    path: Path,
+    jobs: Sequence[Job],
+    measuring: Measuring,
+    begin: Progress,
+    how: dict[str, bool],
+) -> list[Outcome]:
+    """Export from what the bundle holds."""
+    from edgeclip.export.from_bundle import export_bundle
+    from edgeclip.quantize.bundled import tokenizer_of
+
+    if not how["force"]:
+        refuse_existing(bundle, jobs, bundle.path)
+    settings = measuring.settings(output, bundle.manifest.preprocess, partial(tokenizer_of, bundle), begin)
+    return export_bundle(bundle, jobs, settings, output=path, progress=begin, **how)
+
+
 def open_checkpoint(source: str, **reading: Any) -> Source:
     """`open_source`, PyTorch imported."""
     from edgeclip.export.source import open_source
@@ -211,8 +272,6 @@ def conclude(output: Output, path: Path, written: bool, seconds: float) -> None:
     if not written:
         output.line("Nothing was published.")
         return
-    from edgeclip.bundle import Bundle
-
     bundle = Bundle.open(path)
     size = sum(entry.size for entry in bundle.manifest.files)
     output.document |= {"digest": bundle.digest, "bundle_bytes": size}
