@@ -218,20 +218,21 @@ def test_a_builder_that_hangs_is_ended(private_cache: Path, monkeypatch: pytest.
 
 
 def test_a_builder_does_not_outlive_who_waits_for_it(tmp_path: Path) -> None:
-    """The real child, whose graph never comes, after its parent was killed."""
+    """The real child, which waits for the rest of its graph while its parent is killed."""
     code = """
-import json, os, subprocess, sys
+import json, subprocess, sys, time
 from edgeclip.backends.trt_build import CHILD
-child = subprocess.Popen([*CHILD, json.dumps(sys.path), "{}"], stdin=subprocess.PIPE)
+child = subprocess.Popen([*CHILD, json.dumps(sys.path), "{}"])  # its standard input is ours, which stays open
 print(child.pid, flush=True)
-os.read(0, 1)
+time.sleep(600)
 """
     pipe = subprocess.PIPE
     with subprocess.Popen([sys.executable, "-c", code], stdin=pipe, stdout=pipe, text=True) as parent:
         assert parent.stdout is not None
         pid = int(parent.stdout.readline())
+        assert not _gone(pid, within_s=2)
         parent.kill()
-    assert _gone(pid, within_s=30)
+        assert _gone(pid, within_s=30)
 
 
 def _gone(pid: int, *, within_s: float) -> bool:
