@@ -9,7 +9,7 @@ from pathlib import Path
 from edgeclip.export.vocabulary import find_tokenizer
 from edgeclip.manifest import ModelSpec, Preprocess, Provenance, TokenizerSpec
 from edgeclip.quantize.scales import Learned
-from edgeclip.train.checkpoints import build, read_checkpoint
+from edgeclip.train.checkpoints import Checkpoint, build, read_checkpoint
 from edgeclip.train.models.clip import Clip
 from edgeclip.train.models.config import Activation, ClipConfig, ResNetConfig, VitConfig
 
@@ -69,7 +69,7 @@ def open_source(
         preprocess=checkpoint.preprocess,
         tokenizer=data,
         tokenizer_spec=spec,
-        model=_model_spec(clip, config, name or config.name, random_weights=random_weights),
+        model=_model_spec(clip, checkpoint, name, random_weights=random_weights),
         provenance=Provenance(
             source_format=checkpoint.format,
             source_sha256=checkpoint.sha256,
@@ -82,15 +82,17 @@ def open_source(
     )
 
 
-def _model_spec(clip: Clip, config: ClipConfig, name: str, *, random_weights: bool) -> ModelSpec:
+def _model_spec(clip: Clip, checkpoint: Checkpoint, name: str | None, *, random_weights: bool) -> ModelSpec:
+    config = checkpoint.config
     return ModelSpec(
-        name=name,
+        name=name or config.name,
         embed_dim=config.embed_dim,
         logit_scale=round(float(clip.logit_scale.detach().exp()), 6),
         activation=config.text.activation,
         image_architecture=_describe_image(config),
         text_architecture=f"transformer width {config.text.width} layers {config.text.layers}",
         random_weights=random_weights,
+        matryoshka=checkpoint.matryoshka,
     )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -11,6 +12,7 @@ from torch import Tensor, nn
 from edgeclip.errors import UsageError
 from edgeclip.train.losses import distillation as losses
 from edgeclip.train.losses.distillation import Projector, TeacherBatch, mean
+from edgeclip.train.losses.matryoshka import nested
 from edgeclip.train.models.clip import Clip
 
 __all__ = ["TERMS", "Distiller", "TeacherBatch"]
@@ -81,13 +83,21 @@ class Distiller(nn.Module):
     """The terms of a distillation loss. Its parameters, the projectors, are trained with the student."""
 
     def __init__(
-        self, student: Clip, teacher_dims: Sequence[int], weights: Mapping[str, float], *, temperature: float = 1.0
+        self,
+        student: Clip,
+        teacher_dims: Sequence[int],
+        weights: Mapping[str, float],
+        *,
+        temperature: float = 1.0,
+        widths: Sequence[int] = (),
     ) -> None:
         """
         Args:
             teacher_dims: width of each teacher's joint space, in the order of `loss`'s teachers.
             weights: of the terms; those of 0 are not computed. Keys are of `TERMS`.
             temperature: of the term `soft`.
+            widths: at which the student's first coordinates learn what all of them do, in the terms that compare
+                cosines with cosines; the others compare the whole with the teacher's whole.
 
         Raises:
             UsageError: an unknown term, a negative weight, no teacher or no term.
@@ -95,6 +105,7 @@ class Distiller(nn.Module):
         super().__init__()
         self.weights = _checked(weights)
         self.temperature = temperature
+        self.widths = tuple(widths)
         if not teacher_dims:
             raise UsageError("distillation needs a teacher", hint="name one in [distill] teacher or stored")
         needed = bool(_MAPPED & self.weights.keys())
@@ -119,11 +130,18 @@ class Distiller(nn.Module):
             positives: bool [B, B], pairs that share their caption, for the term `interactive`.
         """
         student = (student_image.float(), student_text.float(), student_scale)
-        cases = [
+        whole = [
             self._case(student, projector, batch, positives)
             for projector, batch in zip(self.projectors, teacher, strict=True)
         ]
-        return {name: mean([TERMS[name](case) for case in cases]) for name in self.weights}
+        every = [*whole, *(part for case in whole for part in self._parts(case))]
+        cases = {name: whole if name in _MAPPED else every for name in self.weights}
+        return {name: mean([TERMS[name](case) for case in cases[name]]) for name in self.weights}
+
+    def _parts(self, case: _Case) -> list[_Case]:
+        """The case with the student's first coordinates alone, at each width."""
+        images, texts = (nested(rows, self.widths)[1:] for rows in (case.image, case.text))
+        return [dataclasses.replace(case, image=i, text=t) for i, t in zip(images, texts, strict=True)]
 
     def _case(
         self,

@@ -213,6 +213,7 @@ class Run:
                 self.folder / TOKENIZER,
                 origin=_origin(self.recipe),
                 scales=scales,
+                matryoshka=self.recipe.model.matryoshka,
             )
         distributed.wait(self.world)
         return self.checkpoint

@@ -9,6 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from edgeclip.train.losses.contrastive import contrastive, same
+from edgeclip.train.losses.distillation import mean
+from edgeclip.train.losses.matryoshka import nested
 from edgeclip.train.recipe import Recipe
 
 if TYPE_CHECKING:
@@ -22,6 +24,7 @@ class Objective(nn.Module):
         super().__init__()
         self._multi_positive = recipe.loop.multi_positive
         self._within_source = recipe.by_source
+        self._widths = recipe.model.matryoshka
         self._contrastive = recipe.distill.contrastive if recipe.distill else 1.0
         weights = recipe.distill.weights if recipe.distill else {}
         self._weights: dict[str, float] = {str(name): weight for name, weight in weights.items()}
@@ -50,8 +53,9 @@ class Objective(nn.Module):
         """
         positives = same(keys) if self._multi_positive else None
         compared = same(sources) if self._within_source else None
-        plain = contrastive(image, text, scale, positives=positives, compared=compared, rows=rows)
-        losses = {"contrastive": plain}
+        pairs = zip(nested(image, self._widths), nested(text, self._widths), strict=True)
+        plain = [contrastive(*pair, scale, positives=positives, compared=compared, rows=rows) for pair in pairs]
+        losses = {"contrastive": mean(plain)}
         total = self._contrastive * losses["contrastive"]
         if self.distiller is not None:
             taught = self.distiller.loss(image, text, scale, list(teachers), positives=positives)

@@ -84,8 +84,15 @@ class Model(Table, frozen=True):
     mean: Rgb = (0.48145466, 0.4578275, 0.40821073)
     """Of the pixels, scaled to [0, 1]. Source: openai/CLIP, clip/clip.py."""
     std: Rgb = (0.26862954, 0.26130258, 0.27577711)
+    matryoshka: tuple[Count, ...] = ()
+    """How many of the first coordinates are to be an embedding of their own, as `[32, 64, 128]`: losses are computed at
+    each of these widths, too. Source: arXiv 2205.13147."""
     licence: str = ""
     """Of the weights; written into the checkpoint."""
+
+    def __post_init__(self) -> None:
+        if list(self.matryoshka) != sorted(set(self.matryoshka)):
+            raise ValueError(f"matryoshka must ascend, got {list(self.matryoshka)}")
 
 
 class Data(Table, frozen=True):

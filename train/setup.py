@@ -162,6 +162,11 @@ def build_model(recipe: Recipe, config: ClipConfig, start: Checkpoint | None) ->
             f"loop.sides: the image tower of {config.name} takes images of one size only",
             hint="leave it out, or take an architecture with average pooling",
         )
+    if recipe.model.matryoshka and recipe.model.matryoshka[-1] >= config.embed_dim:
+        raise UsageError(
+            f"model.matryoshka: {recipe.model.matryoshka[-1]} of the {config.embed_dim} coordinates of {config.name}",
+            hint="all together are always trained: name smaller numbers",
+        )
     for module in clip.modules():
         if isinstance(module, Transformer):
             module.checkpointing = recipe.loop.checkpointing
@@ -178,11 +183,12 @@ def _taught(
     from edgeclip.train.teachers import open_teachers
 
     teachers = open_teachers(recipe, world)
-    return list(teachers.stores), teachers, _distiller(recipe.distill, clip, teachers)
+    return list(teachers.stores), teachers, _distiller(recipe, recipe.distill, clip, teachers)
 
 
-def _distiller(settings: Distill, clip: Clip, teachers: Teachers) -> Distiller:
+def _distiller(recipe: Recipe, settings: Distill, clip: Clip, teachers: Teachers) -> Distiller:
     from edgeclip.train.distill import Distiller
 
     weights: dict[str, float] = {name: weight for name, weight in settings.weights.items() if weight}
-    return Distiller(clip, teachers.dims, weights, temperature=settings.temperature)
+    widths = recipe.model.matryoshka
+    return Distiller(clip, teachers.dims, weights, temperature=settings.temperature, widths=widths)

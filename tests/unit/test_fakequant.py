@@ -62,7 +62,9 @@ def test_rounded_weights_stay_when_they_are_rounded_again() -> None:
     expected = model(X)
     once = {name: value.clone() for name, value in round_weights(model).state_dict().items()}
     assert not torch.equal(once["0.weight"], net().state_dict()["0.weight"])
-    assert torch.equal(model(X), expected) and torch.equal(round_weights(model).state_dict()["0.weight"], once["0.weight"])
+    assert torch.equal(model(X), expected) and torch.equal(
+        round_weights(model).state_dict()["0.weight"], once["0.weight"]
+    )
     assert torch.equal(detach(model)(X), expected)
 
 

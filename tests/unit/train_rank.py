@@ -21,6 +21,7 @@ from tests import training
 WEIGHTS = {"affinity": 0.5, "feature": 1.0, "interactive": 0.7, "relational": 0.3}
 BATCH = 24
 TEACHER_DIM = 6
+WIDTHS = [2, 4]
 
 
 def batch() -> Batch:
@@ -42,13 +43,16 @@ def teach(part: Batch) -> list[TeacherBatch]:
 
 
 def gradients(folder: Path, world: World, micro_batch: int = 0, contrast: str = "source") -> dict[str, torch.Tensor]:
-    """Losses and all gradients of the toy model with four terms of distillation."""
-    recipe = training.decode_again(
-        folder, {"distill": {"stored": ["x"], "weights": WEIGHTS}, "loop": {"steps": 1, "contrast": contrast}}
-    )
+    """Losses and all gradients of the toy model with four terms of distillation, at three widths."""
+    tables = {
+        "model": {"architecture": str(folder / "toy.json"), "matryoshka": WIDTHS},
+        "distill": {"stored": ["x"], "weights": WEIGHTS},
+        "loop": {"steps": 1, "contrast": contrast},
+    }
+    recipe = training.decode_again(folder, tables)
     torch.manual_seed(0)
     clip = Clip(read_config(recipe.model.architecture))
-    objective = Objective(recipe, Distiller(clip, [TEACHER_DIM], WEIGHTS))
+    objective = Objective(recipe, Distiller(clip, [TEACHER_DIM], WEIGHTS, widths=WIDTHS))
     step = Step(clip, objective, training.preprocess(), world, micro_batch=micro_batch, teach=teach)
     size = BATCH // world.ranks
     losses = step(batch().part(distributed.own(world, size)))

@@ -54,6 +54,8 @@ class Checkpoint:
     origin: Origin = UNKNOWN
     scales: Learned | None = None
     """That were learned with the weights, for a precision of integers; None where there are none."""
+    matryoshka: tuple[int, ...] = ()
+    """How many of the first coordinates are an embedding of their own, ascending."""
 
 
 def build(checkpoint: Checkpoint) -> Clip:

@@ -18,8 +18,16 @@ def halve(source: str | Path, folder: Path) -> Path:
         ExportExistsError: `folder` exists.
     """
     read = read_checkpoint(source)
-    facts = (folder, read.preprocess, read.tokenizer)
-    return save_checkpoint(build(read), *facts, origin=read.origin, half=True, scales=read.scales)
+    return save_checkpoint(
+        build(read),
+        folder,
+        read.preprocess,
+        read.tokenizer,
+        origin=read.origin,
+        half=True,
+        scales=read.scales,
+        matryoshka=read.matryoshka,
+    )
 
 
 def main(arguments: Sequence[str]) -> int:

@@ -42,7 +42,13 @@ class Description(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_on
     """Of `model.safetensors`: a description and weights of different models are told apart."""
     scales_sha256: str = ""
     """Of `scales.safetensors`; empty where there is none."""
+    matryoshka: tuple[int, ...] = ()
+    """How many of the first coordinates are an embedding of their own."""
     origin: Origin = UNKNOWN
+
+    def __post_init__(self) -> None:
+        if list(dims := (*self.matryoshka, self.config.embed_dim)) != sorted(set(dims)) or dims[0] < 1:
+            raise ValueError(f"matryoshka must ascend below {self.config.embed_dim}, got {list(self.matryoshka)}")
 
 
 def save_checkpoint(
@@ -54,6 +60,7 @@ def save_checkpoint(
     origin: Origin = UNKNOWN,
     half: bool = False,
     scales: Learned | None = None,
+    matryoshka: tuple[int, ...] = (),
 ) -> Path:
     """Write a model as a directory that `read_checkpoint` reads; half of one is never visible.
 
@@ -61,6 +68,7 @@ def save_checkpoint(
         tokenizer: `tokenizer.json`, or a directory that holds it or `vocab.json` and `merges.txt`.
         half: write float16, which reads back as float32.
         scales: that the model has learned; layers are named as its modules.
+        matryoshka: how many of the first coordinates are an embedding of their own, ascending.
 
     Raises:
         CheckpointError: a weight is beyond what float16 holds.
@@ -77,7 +85,7 @@ def save_checkpoint(
         fresh = Path(temporary) / "new"
         fresh.mkdir()
         try:
-            _write(clip, fresh, preprocess, files, origin, scales, half=half)
+            _write(clip, fresh, preprocess, files, origin, scales, matryoshka, half=half)
         except (OSError, SafetensorError) as exc:  # the library has its own error for a full disk
             reason = getattr(exc, "strerror", None) or exc
             raise ResourceError(f"{folder.name}: cannot be written: {reason}", hint="free some space") from exc
@@ -102,6 +110,7 @@ def _write(
     tokenizer: list[Path],
     origin: Origin,
     scales: Learned | None,
+    matryoshka: tuple[int, ...],
     *,
     half: bool,
 ) -> None:
@@ -119,6 +128,7 @@ def _write(
         preprocess=preprocess,
         weights_sha256=digest([folder / WEIGHTS]),
         scales_sha256="" if scales is None else digest([folder / SCALES]),
+        matryoshka=matryoshka,
         origin=origin,
     )
     (folder / DESCRIPTION).write_bytes(msgspec.json.format(msgspec.json.encode(description), indent=1) + b"\n")

@@ -37,6 +37,7 @@ class _Model:
     """The directory's configuration belongs to the weights."""
     origin: Origin = UNKNOWN
     scales: Learned | None = None
+    matryoshka: tuple[int, ...] = ()
 
 
 def read_checkpoint(
@@ -84,6 +85,7 @@ def read_checkpoint(
         source=name,
         origin=_origin(model, folder if carries else None),
         scales=model.scales,
+        matryoshka=model.matryoshka,
     )
 
 
@@ -106,7 +108,15 @@ def _locate(source: str) -> tuple[Path, str]:
 
 def _own(folder: Path) -> tuple[_Model, Weights]:
     about, weights, scales = read_own(folder)
-    model = _Model("edgeclip", about.config, about.preprocess, weights.tensors, origin=about.origin, scales=scales)
+    model = _Model(
+        "edgeclip",
+        about.config,
+        about.preprocess,
+        weights.tensors,
+        origin=about.origin,
+        scales=scales,
+        matryoshka=about.matryoshka,
+    )
     return model, weights
 
 
