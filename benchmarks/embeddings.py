@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
+import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
@@ -54,6 +55,13 @@ Ints = NDArray[np.int64]
     multiple=True,
     help="Clip int8 here, too, in standard deviations; may be given again.",
 )
+@click.option(
+    "--cut",
+    "cuts",
+    type=click.IntRange(min=1),
+    multiple=True,
+    help="Measure the first so many dimensions, too, although the model was not trained for them; may be given again.",
+)
 @engine_options
 @click.pass_obj
 def command(
@@ -63,6 +71,7 @@ def command(
     sets: str | None,
     limit: int,
     clips: tuple[float, ...],
+    cuts: tuple[int, ...],
     engine: Engine,
 ) -> None:
     """Recall of BUNDLE's embeddings in each dtype, and in each number of dimensions that the model was trained for.
@@ -74,7 +83,7 @@ def command(
     with engine.load(bundle) as model:
         if len(model.info.artifacts) < 2:
             raise UsageError(f"{bundle}: recall needs both towers, and one is missing")
-        variants = choose_variants(model.bundle.manifest.model, clips)
+        variants = choose_variants(with_cuts(model.bundle.manifest.model, cuts), clips)
         output.document |= {"bundle": model.bundle.digest, "backend": model.info.backend, "clip": quantized.CLIP}
         total = sum(count_samples(one.folder, one.limit) for one in opened)
         with progress.bar(output, "embedding", total) as advance:
@@ -162,6 +171,17 @@ def choose_retrieval(folder: Path, wanted: Sequence[str], limit: int = 0) -> lis
     if (wanted and without) or not with_captions:
         raise UsageError(f"{folder}: no captions in {', '.join(without)}", hint="recall needs sets with captions")
     return with_captions
+
+
+def with_cuts(spec: ModelSpec, cuts: Sequence[int]) -> ModelSpec:
+    """The model as if it had been trained for these numbers of dimensions, too.
+
+    Raises:
+        UsageError: it has no more than so many.
+    """
+    if beyond := [cut for cut in cuts if cut >= spec.embed_dim]:
+        raise UsageError(f"--cut {beyond[0]}: the model has {spec.embed_dim} dimensions")
+    return msgspec.structs.replace(spec, matryoshka=tuple(sorted({*spec.matryoshka, *cuts})))
 
 
 def choose_variants(spec: ModelSpec, clips: Sequence[float] = ()) -> list[Variant]:

@@ -17,6 +17,7 @@ from edgeclip.benchmarks.embeddings import (
     command,
     difference,
     measure,
+    with_cuts,
 )
 from edgeclip.cli import main
 from edgeclip.errors import UsageError
@@ -130,3 +131,17 @@ def test_the_command_prints_a_table_of_each_set(tmp_path: Path, capfd: pytest.Ca
     out = capfd.readouterr().out
     assert "sheets, 4 images: recall of" in out and "Difference to float32" in out
     assert out.count("int8, clip 4") == 2 and "32 + 1024" in out
+
+
+def test_dimensions_can_be_cut_that_the_model_was_not_trained_for() -> None:
+    assert with_cuts(spec(16, 8), [4, 8]).matryoshka == (4, 8)
+    with pytest.raises(UsageError, match="--cut 16: the model has 16 dimensions"):
+        with_cuts(spec(16), [4, 16])
+
+
+def test_the_command_cuts(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    retrieval_set(tmp_path / "sheets")
+    options = ["--data", str(tmp_path), "--threads", "1", "--cut", "32", "--json", "-q"]
+    assert main([str(BUILT_IN), *options], command=command) == 0
+    found = [(one["variant"], one["dim"]) for one in json.loads(capfd.readouterr().out)["results"]]
+    assert found[5:] == [(dtype, 32) for dtype in ("float32", "float16", "int8", "binary")]
