@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
 from itertools import count
@@ -19,6 +19,7 @@ from edgeclip.quantize.loss import TEXTS, Loss, Towers
 from edgeclip.quantize.made import Made
 from edgeclip.quantize.produce import produce
 from edgeclip.quantize.sensitivity import distortions
+from edgeclip.quantize.shortcut import separate_shortcuts
 from edgeclip.quantize.subject import Subject
 
 if TYPE_CHECKING:
@@ -67,10 +68,11 @@ class Quantizer:
             check_finite(model)
         scheme.check_measurable(settings.max_drop_pt, settings.evaluation)
         self._subject = subject
+        self._models = subject.models if subject.learned else _roundable(subject.models)
         self._settings = settings
         self._loss = Loss(subject, settings.evaluation, progress) if settings.evaluation else None
         self._progress = progress
-        self._layers = {tower: list_layers(model) for tower, model in subject.models.items()}
+        self._layers = {tower: list_layers(model) for tower, model in self._models.items()}
         self._ranks: dict[Precision, dict[Place, float]] = {}
 
     def make(self, target: Target, precision: Precision) -> dict[Tower, Quantized]:
@@ -107,7 +109,7 @@ class Quantizer:
         """One tower of one candidate."""
         kept = f", {len(keep)} layers kept" if keep else ""
         self._progress(f"{target} {precision} {tower}{kept}")
-        model, learned = self._subject.models[tower], self._subject.learned
+        model, learned = self._models[tower], self._subject.learned
         if learned is not None:
             return produce_learned(model, tower, target, precision, learned, keep)
         packages = self._subject.packages if target == "coreml" else None
@@ -143,7 +145,7 @@ class Quantizer:
 
     def _distortions(self, precision: Precision) -> dict[Place, float]:
         found: dict[Place, float] = {}
-        for tower, model in self._subject.models.items():
+        for tower, model in self._models.items():
             told = partial(self._tell_rank, tower, count(1))
             values = distortions(model, self._any_samples(tower), precision, advance=told)
             found |= {(tower, name): value for name, value in values.items()}
@@ -198,6 +200,11 @@ class Quantizer:
             )
             for layer in self._layers[tower]
         )
+
+
+def _roundable(models: Mapping[Tower, bytes]) -> dict[Tower, bytes]:
+    """The same towers in the form that integers lose least of. Learned scales belong to the form that they have."""
+    return {tower: separate_shortcuts(model) for tower, model in models.items()}
 
 
 class _Candidates:
