@@ -97,4 +97,5 @@ def _dominates(weight: Array) -> bool:
 def _diagonal(weight: Array) -> Array:
     """What each channel of [C, C, …] gives to itself at the centre of the kernel; a view, [C]."""
     centre = tuple(side // 2 for side in weight.shape[2:])
-    return np.einsum("cc->c", weight[(slice(None), slice(None), *centre)])
+    view: Array = np.einsum("cc->c", weight[(slice(None), slice(None), *centre)])
+    return view
