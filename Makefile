@@ -12,7 +12,7 @@ PHOTOGRAPHS = build/photographs
 SCIKIT_IMAGE = 'scikit-image>=0.25,<1'
 SCIKIT_IMAGE_FILES = astronaut.png brick.png camera.png chelsea.png coffee.png coins.png grass.png motorcycle_left.png rocket.jpg
 
-.PHONY: setup demo demo-export test test-nightly check format bench clean
+.PHONY: setup demo demo-export test test-nightly check format bench bench-precisions clean
 
 setup: $(VENV)/.ready $(MERGES)
 
@@ -57,6 +57,11 @@ format: setup
 
 bench: setup
 	$(BIN)/python -m edgeclip.benchmarks.spine --tokenizer $(MERGES)
+
+# The data has train/ and eval/; bundles are made on the first run and kept in build/precisions.
+bench-precisions: setup
+	$(if $(EDGECLIP_DATA),,$(error EDGECLIP_DATA names the folder of the data: make bench-precisions EDGECLIP_DATA=DIR))
+	$(BIN)/python -m edgeclip.benchmarks.precisions --data $(EDGECLIP_DATA) --tokenizer $(MERGES) --report docs/reports/precisions
 
 clean:
 	rm -rf $(VENV) build *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis

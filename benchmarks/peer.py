@@ -14,11 +14,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 SEED = 0
+BIAS = 0.02
+"""Standard deviation of biases, and of gains around 1."""
 BATCH_SIZE = 32
 
 
 def write_checkpoint(folder: Path) -> None:
-    """A ViT-B/32 with random weights, and its preprocessor. The same seed gives the same weights."""
+    """A ViT-B/32 with random weights, and its preprocessor. The same seed gives the same weights.
+
+    Biases and gains are random too: left at 0 and 1, as they begin, they let engines leave out the arithmetic.
+    """
     import torch
     from transformers import CLIPConfig, CLIPModel
     from transformers.models.clip import CLIPImageProcessorPil
@@ -29,7 +34,11 @@ def write_checkpoint(folder: Path) -> None:
         vision_config={**activation, "patch_size": 32},
     )
     torch.manual_seed(SEED)
-    CLIPModel(config).save_pretrained(folder)
+    model = CLIPModel(config)
+    for parameter in model.parameters():
+        if parameter.ndim == 1:
+            parameter.data += BIAS * torch.randn_like(parameter)
+    model.save_pretrained(folder)
     CLIPImageProcessorPil().save_pretrained(folder)
 
 
@@ -69,6 +78,12 @@ class Peer:
 
         images = [Image.open(path) for path in paths]
         return self._processor(images=images, return_tensors="pt")["pixel_values"].to(self._dtype)
+
+    def normalised(self, pixels: NDArray[np.uint8]) -> Any:
+        """Pictures that were resized and cropped already, uint8 [B, S, S, 3], as a tensor [B, 3, S, S]."""
+        mean, std = (self._torch.tensor(each) for each in (self._processor.image_mean, self._processor.image_std))
+        images = self._torch.from_numpy(pixels).float() / 255
+        return ((images - mean) / std).permute(0, 3, 1, 2).contiguous().to(self._dtype)
 
     def encode_pixels(self, pixels: Any) -> NDArray[np.float32]:
         """Embed preprocessed pixels. Returns [B, D] float32, L2-normalised."""

@@ -57,7 +57,7 @@ def prepare(work: Path, tokenizer: Path, folder_size: int, say: Say) -> Material
         UsageError: scikit-learn, whose photographs are used, is not installed.
         ExportError: `edgeclip export` failed.
     """
-    checkpoint = _checkpoint(work, say)
+    checkpoint = make_checkpoint(work, say)
     bundle = _bundle(work, checkpoint, tokenizer, say)
     say(f"photographs: {folder_size} in a folder, and a few of each size")
     singles = {
@@ -73,7 +73,8 @@ def captions(count: int, first: int = 0) -> list[str]:
     return [CAPTIONS[(first + i) % len(CAPTIONS)] for i in range(count)]
 
 
-def _checkpoint(work: Path, say: Say) -> Path:
+def make_checkpoint(work: Path, say: Say) -> Path:
+    """The folder of a Hugging Face checkpoint of a ViT-B/32 with random weights, made if it is not there yet."""
     version = machine.version_of("transformers")
     folder = work / f"checkpoint-{_short(f'{peer.SEED} {version} {_digest(Path(peer.__file__))}')}"
     if not folder.is_dir():

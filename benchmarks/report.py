@@ -56,8 +56,8 @@ def write(report: Report, folder: Path) -> list[Path]:
 
 
 def to_json(report: Report) -> str:
-    """Numbers to six digits: more would be noise."""
-    return json.dumps(_rounded(report.document()), indent=1, ensure_ascii=False) + "\n"
+    """Numbers to six digits; more would be noise."""
+    return json.dumps(rounded(report.document()), indent=1, ensure_ascii=False) + "\n"
 
 
 def to_terminal(report: Report, stream: TextIO) -> None:
@@ -69,8 +69,10 @@ def to_terminal(report: Report, stream: TextIO) -> None:
 def to_markdown(report: Report) -> str:
     """One page: goals, machine, method, and a table a group."""
     goals, *others = _tables(report)
-    parts = ["# edgeclip beside transformers", *_warnings(report), _table(goals), _world(report), _method(report)]
-    return "\n\n".join([*parts, *map(_table, others)]) + "\n"
+    comparable, threads = report.config["mode"] == "standard", report.config["threads"]
+    about = [*warnings(report.flags, comparable=comparable), table(goals), world(report.env, threads), _method(report)]
+    parts = ["# edgeclip beside transformers", *about]
+    return "\n\n".join([*parts, *map(table, others)]) + "\n"
 
 
 def number(value: float) -> str:
@@ -81,23 +83,25 @@ def number(value: float) -> str:
 
 
 def _tables(report: Report) -> list[Table]:
-    return [_goals(report.goals), *map(_group, report.groups), _agreement(report.agreement)]
+    return [goals_table(report.goals), *map(group_table, report.groups), _agreement(report.agreement)]
 
 
-def _goals(goals: Sequence[Goal]) -> Table:
+def goals_table(goals: Sequence[Goal]) -> Table:
+    """Bounds, and what was measured."""
     rows = []
     for goal in goals:
         word = "not measured" if goal.passed is None else "PASS" if goal.passed else "MISS"
         word += f" ({', '.join(goal.flags)})" if goal.flags else ""
         value = f"{number(goal.measured.value)}{goal.unit}" if goal.measured else ""
-        rows.append([goal.name, goal.bound, value, _interval(goal.measured), word])
+        rows.append([goal.name, goal.bound, value, interval(goal.measured), word])
     return "Goals", ("goal", "bound", "measured", "95 % CI", "verdict"), rows
 
 
-def _group(group: Group) -> Table:
+def group_table(group: Group) -> Table:
+    """Contenders of a group, and what disturbed it."""
     notes = f"; {group.baseline} is the baseline"
     if group.control:
-        control = f"{group.control.value:.3f} [{_interval(group.control, 3)}]"
+        control = f"{group.control.value:.3f} [{interval(group.control, 3)}]"
         notes += f"; control A/A {control}"
     notes += f"; {', '.join(group.flags).upper()}" if group.flags else ""
     return f"{group.title} ({group.unit}{notes})", COLUMNS, [_row(row, group.unit) for row in group.rows]
@@ -106,11 +110,11 @@ def _group(group: Group) -> Table:
 def _row(row: Row, unit: str) -> list[str]:
     if row.skipped:
         return [row.contender, "", "", "", "", "", "", row.skipped]
-    remark = f"+{number(row.over.value)} {unit} [{_interval(row.over)}]" if row.over else ""
+    remark = f"+{number(row.over.value)} {unit} [{interval(row.over)}]" if row.over else ""
     tail = number(row.p90) if row.p90 is not None else ""
     value = number(row.p50.value) if row.p50 else ""
     times = f"{row.ratio.value:.2f}" if row.ratio else ""
-    return [row.contender, str(row.n), value, _interval(row.p50), tail, times, _interval(row.ratio, 2), remark]
+    return [row.contender, str(row.n), value, interval(row.p50), tail, times, interval(row.ratio, 2), remark]
 
 
 def _agreement(found: Sequence[Agreement]) -> Table:
@@ -119,31 +123,34 @@ def _agreement(found: Sequence[Agreement]) -> Table:
     return "Cosine with transformers, of the same input", columns, rows
 
 
-def _interval(estimate: Estimate | None, decimals: int | None = None) -> str:
+def interval(estimate: Estimate | None, decimals: int | None = None) -> str:
+    """`low – high`, with three significant digits or so many decimals."""
     if estimate is None:
         return ""
     low, high = estimate.low, estimate.high
     return f"{number(low)} – {number(high)}" if decimals is None else f"{low:.{decimals}f} – {high:.{decimals}f}"
 
 
-def _table(table: Table) -> str:
-    title, columns, rows = table
+def table(one: Table) -> str:
+    """In Markdown, under its title."""
+    title, columns, rows = one
     lines = [[*columns], ["---"] * len(columns), *rows]
     return f"## {title}\n\n" + "\n".join("| " + " | ".join(cell.strip() for cell in line) + " |" for line in lines)
 
 
-def _warnings(report: Report) -> list[str]:
-    found = ["**Quick: not comparable.**"] if report.config["mode"] != "standard" else []
-    return found + ([f"**Flags of the run: {', '.join(report.flags)}.**"] if report.flags else [])
+def warnings(flags: Sequence[str], *, comparable: bool) -> list[str]:
+    """What a reader must know before the numbers."""
+    found = [] if comparable else ["**Quick: not comparable.**"]
+    return found + ([f"**Flags of the run: {', '.join(flags)}.**"] if flags else [])
 
 
-def _world(report: Report) -> str:
-    env = report.env
+def world(env: dict[str, Any], threads: int) -> str:
+    """What was measured on, in a sentence or two."""
     packages = ", ".join(f"{name} {version}" for name, version in env["packages"].items() if version)
     variables = ", ".join(f"{name}={value}" for name, value in env["variables"].items()) or "none"
     return (
         f"Measured on {env['cpu']['model']}, {env['cpu']['usable']} CPUs ({', '.join(env['cpu']['isa'])}), "
-        f"{env['memory_mb']} MB, {env['os']}, {env['python']}, with {report.config['threads']} threads on both sides. "
+        f"{env['memory_mb']} MB, {env['os']}, {env['python']}, with {threads} threads on both sides. "
         f"Packages: {packages}. Variables set: {variables}."
     )
 
@@ -168,9 +175,10 @@ def _method(report: Report) -> str:
     )
 
 
-def _rounded(value: Any) -> Any:
+def rounded(value: Any) -> Any:
+    """Numbers to six digits."""
     if isinstance(value, float):
         return float(f"{value:.6g}")
     if isinstance(value, dict):
-        return {key: _rounded(one) for key, one in value.items()}
-    return [_rounded(one) for one in value] if isinstance(value, list | tuple) else value
+        return {key: rounded(one) for key, one in value.items()}
+    return [rounded(one) for one in value] if isinstance(value, list | tuple) else value

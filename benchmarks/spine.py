@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import sys
-import time
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -16,6 +15,7 @@ from edgeclip.benchmarks import calls, cold, environment, photographs, report, r
 from edgeclip.benchmarks.calls import Contender
 from edgeclip.benchmarks.cold import Child
 from edgeclip.benchmarks.prepare import Materials, prepare
+from edgeclip.benchmarks.quiet import Disturbances, Progress, quietly
 from edgeclip.benchmarks.report import Report
 from edgeclip.benchmarks.results import Goal, Group
 from edgeclip.benchmarks.sides import MAIN, PEER, PEER_BF16, Sides
@@ -31,8 +31,6 @@ BF16 = ", bf16 arithmetic"
 OURS = "edgeclip"
 BARE = "python -c pass"
 HELP = "python -m edgeclip --help"
-STOLEN = 0.01
-SLOWED = 1.05
 
 
 @dataclass(frozen=True)
@@ -66,17 +64,9 @@ class Bench:
     threads: int
     say: Callable[[str], None]
 
-    @contextmanager
-    def quietly(self, title: str) -> Iterator[list[str]]:
-        """Wait for the machine to be quiet; yields flags, which are complete at the end."""
-        self.say(title)
-        if not environment.wait_for_quiet(results.BUSY, self.budget.patience):
-            self.say("  other processes are running: this will be flagged")
-        flags: list[str] = []
-        others = environment.Others()
-        yield flags
-        if (share := others.share()) > results.BUSY:
-            flags.append(f"busy: others took {share:.1f} CPUs")
+    def quietly(self, title: str) -> AbstractContextManager[list[str]]:
+        """`quiet.quietly`, with this run's patience."""
+        return quietly(title, self.budget.patience, self.say)
 
     def time(
         self,
@@ -263,7 +253,7 @@ def goals(groups: list[Group]) -> list[Goal]:
 
 def measure(bench: Bench, parts: tuple[str, ...], found: Report) -> None:
     """Run the parts; whole processes first, while this one has no thread pools."""
-    stolen, started = environment.stolen_s(), time.monotonic()
+    disturbances = Disturbances(bench.threads)
     for part, whole in WHOLE.items():
         if part in parts:
             _add(found, whole(bench))
@@ -276,12 +266,8 @@ def measure(bench: Bench, parts: tuple[str, ...], found: Report) -> None:
             _add(found, inside(bench, both))
     both.close()
     found.canary_ms.append(timing.canary() * 1e3)
-    if any("busy" in flag for group in found.groups for flag in group.flags):
-        found.flags.append("busy: other processes ran at times")
-    if environment.stolen_s() - stolen > STOLEN * bench.threads * (time.monotonic() - started):
-        found.flags.append("virtualised: other guests took CPU time")
-    if max(found.canary_ms) > SLOWED * min(found.canary_ms):
-        found.flags.append("device_slowed: a fixed piece of work took over 5 % longer at times")
+    busy = any("busy" in flag for group in found.groups for flag in group.flags)
+    found.flags += disturbances.flags(found.canary_ms, busy=busy)
     found.goals = goals(found.groups)
 
 
@@ -345,7 +331,7 @@ def _run(
     *,
     quick: bool,
 ) -> None:
-    say = _Progress()
+    say = Progress()
     made = prepare(work, tokenizer, budget.folder, say)
     found = Report(environment.describe(threads), _config(budget, threads, made, quick=quick))
     measure(Bench(made, budget, threads, say), parts, found)
@@ -354,16 +340,6 @@ def _run(
     report.to_terminal(found, sys.stdout)
     for path in report.write(found, folder):
         say(f"written: {path}")
-
-
-class _Progress:
-    """Lines on standard error, with the time since the start."""
-
-    def __init__(self) -> None:
-        self._started = time.monotonic()
-
-    def __call__(self, text: str) -> None:
-        click.echo(f"[{time.monotonic() - self._started:6.1f} s] {text}", err=True)
 
 
 if __name__ == "__main__":
