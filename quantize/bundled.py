@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from edgeclip.bundle import Bundle, add_artifacts
@@ -10,7 +11,9 @@ from edgeclip.errors import UsageError
 from edgeclip.golden import Golden
 from edgeclip.manifest import Artifact, Precision, Tower
 from edgeclip.outcome import Job, Outcome, publishable
+from edgeclip.quantize.deployment import SYSTEMS, deployment
 from edgeclip.quantize.jobs import quantize
+from edgeclip.quantize.package_readme import readmes
 from edgeclip.quantize.quantizer import Progress, Settings
 from edgeclip.quantize.subject import Subject
 from edgeclip.quantize.widen import widen
@@ -42,6 +45,7 @@ def quantize_bundle(
     Raises:
         UsageError: the bundle has no floating-point ONNX of a tower, or has such an artifact already.
     """
+    jobs = [_with_system(bundle, job) for job in jobs]
     subject = subject_of(bundle, list(dict.fromkeys(job.tower for job in jobs)))
     made = quantize(subject, jobs, settings, progress=progress)
     outcomes = [made[job] for job in jobs]
@@ -78,7 +82,7 @@ def add_published(
     progress("bundle")
     files = {name: data for outcome in good for name, data in outcome.files.items()}
     artifacts = [outcome.artifact for outcome in good if outcome.artifact]
-    add_artifacts(bundle, artifacts, files, output=output, replace=force)
+    add_artifacts(bundle, artifacts, files, output=output, replace=force, beside=readmes)
 
 
 def subject_of(bundle: Bundle, towers: Sequence[Tower]) -> Subject:
@@ -96,7 +100,46 @@ def subject_of(bundle: Bundle, towers: Sequence[Tower]) -> Subject:
         embed_dim=manifest.model.embed_dim,
         opset=max(artifact.opset or 0 for artifact in found.values()),
         golden=Golden.from_bytes(bundle.read(manifest.golden)),
+        packages=lambda tower, precision: _package(bundle, tower),
     )
+
+
+def _package(bundle: Bundle, tower: Tower) -> dict[str, bytes]:
+    """The files of a bundle's Core ML package in half precision, by their names within the artifact's folder."""
+    artifact = _half_package(bundle, tower)
+    folder = Job(tower, artifact.target, artifact.precision).folder
+    return {name.removeprefix(f"{folder}/"): bundle.read(name) for name in artifact.files}
+
+
+def _half_package(bundle: Bundle, tower: Tower) -> Artifact:
+    """
+    Raises:
+        UsageError: the bundle has none.
+    """
+    for artifact in bundle.artifacts(tower=tower, target="coreml", precision="fp16"):
+        return artifact
+    raise UsageError(
+        f"{bundle.path}: has no Core ML package of the {tower} tower in fp16 to start from",
+        hint=f"`edgeclip export CHECKPOINT --target coreml --precision fp16 -o {bundle.path}` adds it",
+    )
+
+
+def _with_system(bundle: Bundle, job: Job) -> Job:
+    """A job for Core ML makes a package for the system that the one in half precision is for.
+
+    Raises:
+        UsageError: there is none, or its system cannot run the precision.
+    """
+    if job.target != "coreml":
+        return job
+    held = _half_package(bundle, job.tower).deployment
+    least = deployment(job.precision)
+    if held is None or SYSTEMS.get(held, 0) < SYSTEMS[least]:
+        raise UsageError(
+            f"{bundle.path}: coreml {job.precision} needs {least}, the fp16 package is for {held}",
+            hint=f"export the checkpoint again with --precision fp16 --coreml-target {least} --force",
+        )
+    return replace(job, deployment=held)
 
 
 def tokenizer_of(bundle: Bundle) -> Tokenizer | None:

@@ -14,7 +14,7 @@ from edgeclip import publish
 from edgeclip.bundle import Bundle
 from edgeclip.cli import progress
 from edgeclip.cli.group import Command, examples
-from edgeclip.cli.options import PRECISIONS, checkpoint_options, max_batch_option, need_export
+from edgeclip.cli.options import PRECISIONS, checkpoint_options, coreml_target_option, max_batch_option, need_export
 from edgeclip.cli.output import Output
 from edgeclip.cli.parity import COLUMNS, allowed, measured, megabytes
 from edgeclip.cli.quantizing import Measuring, quantize_options, show_budgets
@@ -41,23 +41,25 @@ SCALES = "scales.safetensors"
         "edgeclip export ViT-B-32.pt --target onnx --tokenizer bpe_simple_vocab_16e6.txt.gz -o b32.edgeclip",
         "edgeclip export hf-hub:openai/clip-vit-base-patch32 --target openvino --precision fp32,fp16",
         "edgeclip export b32.edgeclip --target tensorrt --precision fp16 --max-batch 8",
+        "edgeclip export ./clip-vit-base-patch32 --target coreml --precision fp16,w8a16 --coreml-target iOS18",
     ),
 )
 @click.argument("source")
-@click.option("--target", "targets", multiple=True, help="onnx, openvino, tensorrt; several with commas.")
+@click.option("--target", "targets", multiple=True, help="onnx, openvino, tensorrt, coreml; several with commas.")
 @click.option(
     "--precision",
     "precisions",
     multiple=True,
     default=["fp32"],
     show_default=True,
-    help="fp32, fp16, w8a8 (or int8), w8a16, w4a16; several with commas.",
+    help="fp32, fp16, w8a8 (or int8), w8a16, w6a16, w4a16; several with commas.",
 )
 @click.option("--tower", type=click.Choice(["image", "text", "both"]), default="both", show_default=True)
 @click.option("-o", "--output", "path", type=click.Path(path_type=Path), help="The bundle; SOURCE.edgeclip by default.")
 @click.option("--tokenizer", help="tokenizer.json, a folder that has one, OpenAI's merges, or hf-hub:ORG/NAME.")
 @click.option("--opset", type=int, help="ONNX opset, 17 to 20; 18 by default.")
 @max_batch_option
+@coreml_target_option
 @quantize_options
 @checkpoint_options
 @click.option("--name", help="Of the model, in the bundle.")
@@ -77,6 +79,7 @@ def command(
     path: Path | None,
     opset: int | None,
     max_batch: int | None,
+    coreml_target: str | None,
     measuring: Measuring,
     force: bool,
     keep_going: bool,
@@ -91,7 +94,7 @@ def command(
     from the ONNX in it, and written with all that it holds.
     """
     wanted, kinds = asked_targets(targets), asked_precisions(precisions)
-    rows = asked_batch(max_batch, wanted)
+    rows, system = asked_batch(max_batch, wanted), asked_system(coreml_target, wanted)
     path = path or default_output(source)
     bundle = opened_bundle(source, {"opset": opset, **reading})
     publish.check_output(path, replace=bundle is None or force or path.resolve() == bundle.path.resolve())
@@ -102,7 +105,7 @@ def command(
         begin("loading PyTorch")
         from edgeclip.export.pipeline import plan
 
-        jobs = plan(wanted, kinds, towers_of(bundle, tower), rows)
+        jobs = plan(wanted, kinds, towers_of(bundle, tower), rows, system)
         how = {"force": force, "keep_going": keep_going, "allow_below_gate": allow_below_gate}
         if bundle is None:
             outcomes = from_checkpoint(output, source, path, jobs, measuring, begin, opset, reading, how)
@@ -135,6 +138,17 @@ def asked_batch(value: int | None, targets: Sequence[Target]) -> int:
     if value is not None and "tensorrt" not in targets:
         raise UsageError("--max-batch is for target tensorrt: what the others make takes any batch")
     return value or MAX_BATCH
+
+
+def asked_system(value: str | None, targets: Sequence[Target]) -> str | None:
+    """What `--coreml-target` says.
+
+    Raises:
+        UsageError: nothing is made for Core ML.
+    """
+    if value is not None and "coreml" not in targets:
+        raise UsageError("--coreml-target is for target coreml")
+    return value
 
 
 def chosen(option: str, values: Sequence[str], known: Sequence[str]) -> list[str]:

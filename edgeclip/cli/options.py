@@ -28,6 +28,11 @@ max_batch_option = click.option(
     type=click.IntRange(1, 1024),
     help="Rows that a TensorRT engine takes at once, 32 by default; more take more memory.",
 )
+coreml_target_option = click.option(
+    "--coreml-target",
+    metavar="SYSTEM",
+    help="Oldest system that runs a Core ML package: iOS17 (macOS14) or iOS18 (macOS15); by precision if not said.",
+)
 tower_option = click.option("--tower", type=click.Choice(get_args(Tower)), help="Only this tower.")
 
 

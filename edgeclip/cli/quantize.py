@@ -29,8 +29,10 @@ from edgeclip.outcome import jobs_of, publishable, raise_if_failed, refuse_exist
     ),
 )
 @bundle_argument
-@click.option("--target", "targets", multiple=True, help="onnx, openvino, tensorrt; several with commas.")
-@click.option("--precision", "precisions", multiple=True, help="w8a8 (or int8), w8a16, w4a16; several with commas.")
+@click.option("--target", "targets", multiple=True, help="onnx, openvino, tensorrt, coreml; several with commas.")
+@click.option(
+    "--precision", "precisions", multiple=True, help="w8a8 (or int8), w8a16, w6a16, w4a16; several with commas."
+)
 @click.option("--tower", type=click.Choice(["image", "text", "both"]), default="both", show_default=True)
 @click.option("-o", "--output", "path", type=click.Path(path_type=Path), help="Another bundle; BUNDLE by default.")
 @max_batch_option
@@ -53,7 +55,7 @@ def command(
     keep_going: bool,
     allow_below_gate: bool,
 ) -> None:
-    """Add integer artifacts to BUNDLE, from the floating-point ONNX in it.
+    """Add integer artifacts to BUNDLE, from the floating-point ONNX in it; for Core ML from its fp16 packages, too.
 
     What is lost is measured, and with --max-drop it is bounded: layers go back to floating point, the most sensitive
     first, until the 95 % bound of the loss fits. What does not fit is not published.
