@@ -1,14 +1,14 @@
 """Target `tensorrt`: an ONNX a tower that is strongly typed, from which the device builds its engine.
 
 The portable ONNX is typed already: its casts are explicit, and at fp16 LayerNorm, softmax and the final normalisation
-compute in float32. What is left is what TensorRT cannot do, and to look for what it would refuse.
+compute in float32. What is left is what TensorRT cannot do, and to look for what it would refuse: see
+`quantize/buildable.py`, which integer artifacts go through, too.
 """
 
 from __future__ import annotations
 
 from edgeclip.manifest import Tower
-from edgeclip.quantize import graphs, lint
-from edgeclip.quantize.float_first import float_first
+from edgeclip.quantize.buildable import make_buildable
 
 
 def to_tensorrt(onnx_model: bytes, tower: Tower) -> dict[str, bytes]:
@@ -20,8 +20,4 @@ def to_tensorrt(onnx_model: bytes, tower: Tower) -> dict[str, bytes]:
     Raises:
         ExportError: TensorRT would refuse it; names the nodes, and what to do.
     """
-    model = graphs.parse(onnx_model)
-    float_first(model.graph)
-    made = graphs.serialize(model)
-    lint.check(made, f"{tower} tower")
-    return {f"{tower}.onnx": made}
+    return {f"{tower}.onnx": make_buildable(onnx_model, tower)}

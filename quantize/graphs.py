@@ -85,6 +85,19 @@ def element_types(model: Any) -> dict[str, int]:
     return {v.name: v.type.tensor_type.elem_type for v in values} | {t.name: t.data_type for t in graph.initializer}
 
 
+def drop_unread(graph: Any) -> None:
+    """Remove the nodes that nothing reads, and then the initializers."""
+    wanted = {value.name for value in graph.output}
+    kept = []
+    for node in reversed(graph.node):
+        if wanted.intersection(node.output):
+            wanted.update(node.input)
+            kept.append(node)
+    if len(kept) < len(graph.node):
+        replace(graph.node, kept[::-1])
+    drop_unused(graph)
+
+
 def drop_unused(graph: Any) -> None:
     """Remove the initializers that nothing reads."""
     used = {name for node in graph.node for name in node.input} | {value.name for value in graph.output}

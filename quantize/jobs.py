@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from edgeclip.errors import EdgeClipError
 from edgeclip.manifest import Precision, Target
 from edgeclip.outcome import Job, Outcome, draft, judge
+from edgeclip.quantize.narrow import OPSET as QUANTIZED_OPSET
 from edgeclip.quantize.produce import LIBRARIES
 from edgeclip.quantize.quantizer import Progress, Quantized, Quantizer, Settings
 from edgeclip.quantize.subject import Subject
@@ -64,7 +65,7 @@ def _judged(subject: Subject, job: Job, made: Quantized, libraries: Sequence[str
         subject.preprocess,
         subject.embed_dim,
         subject.context_length,
-        opset=subject.opset,
+        opset=max(subject.opset, QUANTIZED_OPSET) if job.target == "tensorrt" else subject.opset,
         libraries=libraries,
         quantization=made.quantization,
     )

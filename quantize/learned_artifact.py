@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from edgeclip.manifest import Precision, Target, Tower
-from edgeclip.quantize import graphs, lint
-from edgeclip.quantize.float_first import float_first
+from edgeclip.quantize.buildable import quantized_buildable
 from edgeclip.quantize.ir_process import check_model, quantize_in_child
 from edgeclip.quantize.learned import with_scales
 from edgeclip.quantize.made import Made
@@ -39,12 +38,4 @@ def produce_learned(
         return quantize_in_child(model, tower, precision, scales=own)
     if target == "onnx":
         return with_scales(model, scales, symmetric=learned.symmetric, table=True)
-    made = with_scales(_float_first(model), scales, symmetric=True)
-    lint.check(made.files[f"{tower}.onnx"], f"{tower} tower")
-    return made
-
-
-def _float_first(model: bytes) -> bytes:
-    parsed = graphs.parse(model)
-    float_first(parsed.graph)
-    return graphs.serialize(parsed)
+    return quantized_buildable(with_scales(model, scales, symmetric=True), tower)

@@ -2,7 +2,7 @@
 
 Its networks are strongly typed: the file says what is an integer and what is half precision, and what the file says
 must be what the kernels can do. Every rule is something that its parser or builder was seen to refuse, or to saturate,
-or that is known to overflow in half precision.
+to compute wrongly, or to overflow in half precision.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ class Finding:
     the whole file."""
     rule: str
     """One of: `opset`, `dynamic-axis`, `types`, `operator`, `attention`, `antialias`, `scale`, `zero-point`,
-    `integer-bias`, `weight-axis`, `integer-input`, `mixed-types`, `type`, `not-finite`, `half-precision`."""
+    `integer-bias`, `weight-axis`, `integer-input`, `mixed-types`, `type`, `not-finite`, `half-precision`, `rows`."""
     advice: str
     """What is wrong, and what to do."""
 
@@ -156,6 +156,8 @@ def _operators(context: _Context, node: Any) -> Broken:
             yield "operator", f"{node.domain}.{op} is unknown: use standard operators"
     elif op in _REFUSED or op.startswith(("QLinear", "Sequence")):
         yield "operator", f"{op} is not supported: quantize with QuantizeLinear and DequantizeLinear alone"
+    elif op == "GatherND":
+        yield "rows", "GatherND gave wrong rows for more than one text: pick rows by a product with zeros and ones"
     elif op == "Attention":
         yield "attention", "the fused Attention of opset 23 does not build: export at 17 to 20"
     elif op == "Resize" and any(a.name == "antialias" and a.i for a in node.attribute):

@@ -8,7 +8,8 @@ from typing import Literal
 
 from edgeclip.backends.base import Array
 from edgeclip.manifest import Precision, Target, Tower
-from edgeclip.quantize import lint, scheme
+from edgeclip.quantize import scheme
+from edgeclip.quantize.buildable import quantized_buildable
 from edgeclip.quantize.made import Made
 
 LIBRARIES: dict[Target, tuple[str, ...]] = {
@@ -71,6 +72,4 @@ def _with_activations(model: bytes, tower: Tower, target: Target, samples: Array
     from edgeclip.quantize.qdq import quantize_onnx
 
     made = quantize_onnx(model, tower, samples, keep=keep, symmetric=target == "tensorrt")
-    if target == "tensorrt":
-        lint.check(made.files[f"{tower}.onnx"], f"{tower} tower")
-    return made
+    return quantized_buildable(made, tower) if target == "tensorrt" else made

@@ -49,6 +49,7 @@ def test_integers_of_a_checkpoint(tiny_checkpoint: Path, tmp_path: Path) -> None
     for artifact in Bundle.open(path).manifest.artifacts:
         assert artifact.profile is not None and artifact.profile.batch == Axis(min=1, opt=8, max=64)
         assert artifact.quantization is not None and artifact.quantization.calibration is not None
+        assert artifact.opset == 19  # the first whose conversions take half precision
         assert lint(Bundle.open(path).read(artifact.file)) == []
 
 

@@ -26,7 +26,6 @@ from onnx import TensorProto, numpy_helper
 from edgeclip.errors import ExportError, NonFiniteError, TargetUnavailableError, UsageError
 from edgeclip.quantize import extremes
 from edgeclip.quantize.layers import list_layers
-from edgeclip.quantize.lint import lint
 from edgeclip.quantize.made import Made
 from edgeclip.quantize.onnx_weights import quantize_onnx_weights, to_integers
 from edgeclip.quantize.qdq import quantize_onnx
@@ -121,15 +120,6 @@ def test_all_weighted_layers_but_the_projection_and_patches_compute_in_integers(
 def test_for_tensorrt_the_first_convolution_stays_in_float_too(kind: Kind) -> None:
     first = {names(kind)[0]} if kind != "text" else set()
     assert made(kind, "tensorrt").quantized == set(names(kind)[:-1]) - first
-
-
-@pytest.mark.parametrize("kind", KINDS)
-def test_for_tensorrt_nothing_is_refused(kind: Kind) -> None:
-    assert lint(content(made(kind, "tensorrt"))) == []
-
-
-def test_for_tensorrt_at_opset_17_too() -> None:
-    assert lint(content(produce(towers.export("repvgg", opset=17), "repvgg", "tensorrt"))) == []
 
 
 @pytest.mark.parametrize("kind", KINDS)

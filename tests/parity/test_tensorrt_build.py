@@ -35,9 +35,12 @@ VARIANTS: list[tuple[Kind, Precision, int]] = [
     *((kind, precision, 18) for kind in KINDS for precision in PRECISIONS),
     ("text", "fp16", 17),
     ("text", "fp16", 20),
+    ("text", "w8a8", 17),
 ]
 """Tower, precision and opset."""
 LIMIT_S = 300
+SMALL = {"tower.mask", "scale", "shift", "tower.position_embedding"}
+"""Matrices that may be in float32."""
 NEEDS = "tensorrt_rtx is not installed: pip install 'edgeclip[tensorrt-ci]'"
 FLOAT, HALF = TensorProto.FLOAT, TensorProto.FLOAT16
 SUPPORTED = """
@@ -111,6 +114,35 @@ def test_the_embeddings_are_those_of_the_portable_model(kind: Kind, precision: P
     np.testing.assert_array_equal(towers.run(made(kind, precision), inputs), portable)
 
 
+@pytest.mark.parametrize("kind", KINDS)
+def test_half_precision_between_integer_layers_costs_nothing(kind: Kind) -> None:
+    inputs, tower = towers.samples(kind, 64, seed=1), towers.tower_of(kind)
+    reference = towers.run(towers.export(kind), inputs)
+    [wide] = quantize_onnx(towers.export(kind), tower, towers.samples(kind, 32), symmetric=True).files.values()
+    before = towers.cosines(towers.run(wide, inputs), reference)
+    after = towers.cosines(towers.run(made(kind, "w8a8"), inputs), reference)
+    assert (1 - after).mean() < 1.2 * (1 - before).mean() + 1e-5
+    assert len(made(kind, "w8a8")) < len(wide)
+
+
+@pytest.mark.parametrize(
+    ("precision", "opset"), [(precision, opset) for kind, precision, opset in VARIANTS if kind == "text"]
+)
+def test_ends_of_texts_are_found_without_indices(precision: Precision, opset: int) -> None:
+    data = made("text", precision, opset)
+    assert not {"GatherND", "Range"} & {node.op_type for node in onnx.load_model_from_string(data).graph.node}
+    ids = np.full((6, towers.CONTEXT), towers.EOT, np.int32)  # texts of 1, 2, 5, 9, 14 and 16 tokens
+    for row, length in zip(ids, (0, 1, 4, 8, 13, 15), strict=True):
+        row[:length] = 1 + np.arange(length) * 7 + length
+    portable = towers.export("text", "fp16" if precision == "fp16" else "fp32", opset)
+    for batch in (ids, ids[::-1].copy(), ids[:1], ids[:3, :6].copy(), ids[:1, :1].copy()):
+        ours, theirs = towers.run(data, batch), towers.run(portable, batch)
+        if precision == "w8a8":
+            assert ((ours * theirs).sum(axis=1) > 0.99).all()
+        else:
+            np.testing.assert_array_equal(ours, theirs)
+
+
 @pytest.mark.parametrize("precision", PRECISIONS)
 @pytest.mark.parametrize("kind", ["vit", "resnet", "repvgg"])
 def test_pixels_are_converted_before_anything_reads_them(kind: Kind, precision: Precision) -> None:
@@ -118,21 +150,21 @@ def test_pixels_are_converted_before_anything_reads_them(kind: Kind, precision: 
     assert [(node.op_type, attributes(node)["to"]) for node in readers] == [("Cast", FLOAT)]
 
 
+@pytest.mark.parametrize("precision", ["fp16", "w8a8"])
 @pytest.mark.parametrize("kind", KINDS)
-def test_at_fp16_what_could_overflow_is_in_float32_and_the_rest_in_float16(kind: Kind) -> None:
-    model = parsed(kind, "fp16")
-    types = graphs.element_types(model)
-    wide, narrow = ("LayerNormalization", "Softmax", "ReduceSum", "Sqrt"), ("Conv", "MatMul", "Gemm")
+def test_what_could_overflow_is_in_float32_and_layers_are_not(kind: Kind, precision: Precision) -> None:
+    model = parsed(kind, precision)
+    types, layers = graphs.element_types(model), {layer.name for layer in towers.layers(kind)}
     for node in model.graph.node:
         kinds = {types[name] for name in node.input if types.get(name) in (FLOAT, HALF)}
-        assert len(kinds) <= 1 or node.op_type == "Cast", node.name
-        if node.op_type in wide + narrow:
-            assert kinds == {FLOAT if node.op_type in wide else HALF}, node.name
+        assert len(kinds) <= 1, node.name
+        if node.op_type in ("LayerNormalization", "Softmax", "ReduceSum", "Sqrt"):
+            assert kinds == {FLOAT}, node.name
+        if node.name in layers:
+            assert kinds == {HALF}, node.name
     assert types["embeddings"] == FLOAT
-    held = {
-        tensor.data_type for tensor in model.graph.initializer if len(tensor.dims) >= 2 and tensor.name != "tower.mask"
-    }
-    assert HALF in held and (FLOAT not in held or kind != "text")
+    matrices = [tensor for tensor in model.graph.initializer if len(tensor.dims) >= 2 and tensor.name not in SMALL]
+    assert {tensor.data_type for tensor in matrices} == {HALF} | ({TensorProto.INT8} if precision == "w8a8" else set())
 
 
 @pytest.mark.parametrize("precision", PRECISIONS)

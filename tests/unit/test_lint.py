@@ -94,6 +94,11 @@ def test_attention() -> None:
     assert (finding.node, finding.rule) == ("here", "attention")
 
 
+def test_rows_by_index() -> None:
+    [finding] = lint(model(node("GatherND", ["x", "i"], ["y"], "here"), i=np.zeros((2, 1), np.int64)))
+    assert (finding.node, finding.rule) == ("here", "rows")
+
+
 def test_antialias() -> None:
     resize = node("Resize", ["x", "", "s"], ["y"], "here", antialias=1, mode="cubic")
     assert only(lint(model(resize, opset=18, s=np.ones(2, np.float32)))) == ("antialias", "here")
