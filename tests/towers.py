@@ -13,6 +13,7 @@ from torch import nn
 from edgeclip.export.graph import example, tower_graph
 from edgeclip.export.to_onnx import to_onnx
 from edgeclip.manifest import Precision, Preprocess, Tower
+from edgeclip.quantize.layers import LayerInfo, list_layers
 from edgeclip.train.models import Clip, ClipConfig, RepVggConfig
 from edgeclip.train.models.config import ResNetConfig, TextConfig, VitConfig
 
@@ -39,13 +40,13 @@ def tower_of(kind: Kind) -> Tower:
 @cache
 def export(kind: Kind, precision: Precision = "fp32", opset: int = 18) -> bytes:
     """The tower's ONNX. Its weights are numbers that half precision holds."""
-    clip, tower = _clip(kind), tower_of(kind)
+    model, tower = clip_of(kind), tower_of(kind)
     dtype = torch.float16 if precision == "fp16" else torch.float32
-    return to_onnx(tower_graph(clip, tower, PREPROCESS, dtype), tower, example(clip, tower), opset)
+    return to_onnx(tower_graph(model, tower, PREPROCESS, dtype), tower, example(model, tower), opset)
 
 
 @cache
-def _clip(kind: Kind) -> Clip:
+def clip_of(kind: Kind) -> Clip:
     torch.manual_seed(0)
     text = TextConfig(context_length=CONTEXT, vocab_size=VOCABULARY, **_SIZE)
     image = _IMAGE["vit" if kind == "text" else kind]
@@ -62,6 +63,11 @@ def _clip(kind: Kind) -> Clip:
         if kind == "resnet":  # what the positions add would outweigh what is seen there
             clip.image.pool.position_embedding.zero_()
     return clip.eval()
+
+
+def layers(kind: Kind) -> list[LayerInfo]:
+    """Of the tower's ONNX."""
+    return list_layers(export(kind))
 
 
 def samples(kind: Kind, count: int, seed: int = 0) -> NDArray[Any]:

@@ -27,12 +27,13 @@ _ERF, _ERF_SLOPE = _erf_table()
 
 def erf(x: Array) -> Array:
     """The error function to 1e-9: Taylor's series of third order about the nearest of a grid of known values."""
-    size = np.minimum(np.abs(x).astype(np.float64), _ERF_END)
+    size = np.fmin(np.abs(x).astype(np.float64), _ERF_END)
     near = np.rint(size / _ERF_STEP).astype(np.intp)
     at = near * _ERF_STEP
     step = size - at
     series = step * (1 - step * (at - step * (2 * at * at - 1) / 3))
-    return np.asarray(np.copysign(_ERF[near] + _ERF_SLOPE[near] * series, x).astype(np.float32))
+    found = np.copysign(_ERF[near] + _ERF_SLOPE[near] * series, x).astype(np.float32)
+    return np.where(np.isnan(x), x, found)
 
 
 def gelu(x: Array, mode: str = "EXACT") -> Array:

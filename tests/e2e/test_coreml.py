@@ -1,0 +1,194 @@
+"""Core ML from the command line: what is exported and verified, what a broken package is worth, what is refused."""
+
+from __future__ import annotations
+
+import shutil
+import struct
+from collections.abc import Callable
+from pathlib import Path
+
+import msgspec
+import numpy as np
+import pytest
+
+from edgeclip.bundle import Bundle, write_bundle
+from edgeclip.errors import UsageError
+from edgeclip.export.pipeline import plan
+from edgeclip.loading import load
+from edgeclip.train.models.layers import MASKED
+from tests.cli import document, edgeclip, environment
+from tests.mil import proto
+
+IMAGE, TEXT = (f"coreml-fp16/{tower}.mlpackage/Data/com.apple.CoreML" for tower in ("image", "text"))
+
+
+@pytest.fixture(scope="module")
+def exported(tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A bundle with ONNX and Core ML at fp16. Tests must not write to it."""
+    path = tmp_path_factory.mktemp("coreml") / "tiny.edgeclip"
+    asked = ("--target", "onnx,coreml", "--precision", "fp16", "--random-weights")
+    done = edgeclip("export", tiny_checkpoint, *asked, "-o", path)
+    assert done.returncode == 0, done.stderr
+    return path
+
+
+def test_an_export_is_measured_and_says_what_it_runs_on(exported: Path) -> None:
+    bundle = Bundle.open(exported)
+    bundle.verify_files()
+    for tower in ("image", "text"):
+        (artifact,) = bundle.artifacts(tower=tower, target="coreml")
+        package = f"coreml-fp16/{tower}.mlpackage"
+        assert artifact.file == f"{package}/Manifest.json"
+        assert artifact.files == (
+            f"{package}/Data/com.apple.CoreML/model.mlmodel",
+            f"{package}/Data/com.apple.CoreML/weights/weight.bin",
+            f"{package}/Manifest.json",
+        )
+        assert artifact.deployment == "iOS17" and artifact.opset is None
+        assert set(artifact.tools) == {"python", "torch", "coremltools"}
+        assert artifact.parity.passed and artifact.parity.cosine_min > 0.9999
+        assert artifact.parity.backend.startswith("coreml-reference ")
+
+
+def test_a_page_lies_beside_the_packages(exported: Path) -> None:
+    bundle = Bundle.open(exported)
+    assert bundle.loose_files() == ["coreml-fp16/README.md"]
+    page = bundle.read("coreml-fp16/README.md").decode()
+    for fact in (
+        "image.mlpackage",
+        "text.mlpackage",
+        "60 x 60",
+        "int32 [B, 24]",
+        "iOS17",
+        "523 (start)",
+        "never trained",
+    ):
+        assert fact in page, fact
+
+
+def test_verify_passes_by_the_reference(exported: Path) -> None:
+    done = edgeclip("verify", exported, "--backend", "coreml-reference", "--json")
+    assert done.returncode == 0, done.stderr
+
+
+def test_a_package_computes_what_onnx_computes(exported: Path) -> None:
+    pixels = np.random.default_rng(0).integers(0, 256, (3, 60, 60, 3), dtype=np.uint8)
+    texts = ["a photo of a cat", "", "mountains " * 40]
+    found = {}
+    for backend in ("coreml-reference", "onnxruntime"):
+        with load(exported, backend=backend) as model:
+            found[backend] = np.concatenate([model.encode_pixels(pixels), model.encode_text(texts)])
+    cosines = (found["coreml-reference"] * found["onnxruntime"]).sum(axis=1)
+    assert cosines.min() > 0.9999
+
+
+def broken(exported: Path, path: Path, name: str, change: Callable[[bytes], bytes]) -> Path:
+    """A bundle of which one file is not what was measured, digests and all."""
+    bundle = Bundle.open(exported)
+    files = {entry.path: bundle.read(entry.path) for entry in bundle.manifest.files}
+    manifest = msgspec.structs.replace(bundle.manifest, files=())
+    write_bundle(path, manifest, files | {name: change(files[name])}, replace=False)
+    return path
+
+
+def failures(path: Path) -> dict[str, list[str]]:
+    """What the reference executor finds wrong, by check."""
+    done = edgeclip("verify", path, "--backend", "coreml-reference", "--json")
+    assert done.returncode == 1, done.stderr
+    checks = document(done)["runs"][0]["verification"]["checks"]
+    return {check["name"]: check["failures"] for check in checks}
+
+
+def test_a_swapped_weight_fails_verification(exported: Path, tmp_path: Path) -> None:
+    """The halves of the largest weight, the patch embedding, change places."""
+
+    def swap(data: bytes) -> bytes:
+        start, size = largest(data)
+        middle, end = start + size // 2, start + size
+        return data[:start] + data[middle:end] + data[start:middle] + data[end:]
+
+    found = failures(broken(exported, tmp_path / "b.edgeclip", f"{IMAGE}/weights/weight.bin", swap))
+    assert any("cosine mean" in failure for failure in found["image"])
+    assert not found["text"]
+
+
+def largest(data: bytes) -> tuple[int, int]:
+    """Where the largest blob of a file of weights lies. Source: coremltools, `MILBlob/Blob/StorageFormat.hpp`."""
+    found, at = [], 64
+    for _ in range(struct.unpack_from("<I", data, 0)[0]):
+        sentinel, _, size, start = struct.unpack_from("<IIQQ", data, at)
+        assert sentinel == 0xDEADBEEF
+        found.append((size, start))
+        at = (start + size + 63) // 64 * 64
+    size, start = max(found)
+    return start, size
+
+
+def test_a_mask_beyond_half_precision_fails_verification(exported: Path, tmp_path: Path) -> None:
+    """-1e30 is minus infinity in half precision, and a product of it with 0 is not a number."""
+
+    def overflow(data: bytes) -> bytes:
+        model = proto.Model_pb2.Model.FromString(data)
+        (block,) = model.mlProgram.functions["main"].block_specializations.values()
+        held = [op.attributes["val"].immediateValue.tensor.bytes for op in block.operations if op.type == "const"]
+        (mask,) = [value for value in held if value.values == np.float16(MASKED).tobytes()]
+        with np.errstate(over="ignore"):
+            mask.values = np.float32(-1e30).astype(np.float16).tobytes()
+        return bytes(model.SerializeToString())
+
+    found = failures(broken(exported, tmp_path / "b.edgeclip", f"{TEXT}/model.mlmodel", overflow))
+    assert any("NaN or infinity" in failure for failure in found["text"])
+    assert not found["image"]
+
+
+def test_integers_from_a_bundle(exported: Path, tmp_path: Path) -> None:
+    path = tmp_path / "q.edgeclip"
+    shutil.copy(exported, path)
+    done = edgeclip("quantize", path, "--target", "coreml", "--precision", "w8a16", "--tower", "image")
+    assert done.returncode == 0, done.stderr
+    bundle = Bundle.open(path)
+    (artifact,) = bundle.artifacts(target="coreml", precision="w8a16")
+    assert artifact.deployment == "iOS17" and artifact.parity.cosine_min > 0.99
+    assert artifact.quantization is not None
+    assert {layer.precision for layer in artifact.quantization.layers if layer.op == "Conv"} == {"w8a16"}
+    assert bundle.loose_files() == ["coreml-fp16/README.md", "coreml-w8a16/README.md"]
+
+
+def test_4_bits_need_a_package_for_a_newer_system(exported: Path) -> None:
+    done = edgeclip("quantize", exported, "--target", "coreml", "--precision", "w4a16")
+    assert done.returncode == 2
+    assert "coreml w4a16 needs iOS18, the fp16 package is for iOS17" in done.stderr
+
+
+def test_a_bundle_without_packages_says_how_to_get_one(tiny_bundle: Path) -> None:
+    done = edgeclip("quantize", tiny_bundle, "--target", "coreml", "--precision", "w8a16")
+    assert done.returncode == 2
+    assert "has no Core ML package of the image tower in fp16" in done.stderr
+    assert "--target coreml --precision fp16" in done.stderr
+
+
+def test_a_bundle_is_no_source_of_packages(tiny_bundle: Path) -> None:
+    done = edgeclip("export", tiny_bundle, "--target", "coreml")
+    assert done.returncode == 2
+    assert "target coreml cannot be made from a bundle" in done.stderr
+
+
+def test_a_system_is_for_core_ml_alone(tiny_checkpoint: Path) -> None:
+    done = edgeclip("export", tiny_checkpoint, "--target", "onnx", "--coreml-target", "iOS18")
+    assert done.returncode == 2
+    assert "--coreml-target is for target coreml" in done.stderr
+
+
+def test_an_unknown_system_is_refused_before_anything_slow(tiny_checkpoint: Path) -> None:
+    with pytest.raises(UsageError, match="unknown Core ML target"):
+        plan(["coreml"], ["fp16"], None, coreml_target="iOS9")
+
+
+def test_without_coremltools_it_says_what_to_install(tiny_checkpoint: Path, tmp_path: Path) -> None:
+    (tmp_path / "coremltools.py").write_text("raise ModuleNotFoundError(\"No module named 'coremltools'\")\n")
+    asked = ("--target", "coreml", "--precision", "fp16", "--tower", "image", "--random-weights")
+    env = environment(PYTHONPATH=str(tmp_path))
+    done = edgeclip("export", tiny_checkpoint, *asked, "-o", tmp_path / "b.edgeclip", env=env)
+    assert done.returncode == 5, done.stderr
+    assert "coremltools is not installed" in done.stderr and "edgeclip[coreml]" in done.stderr
+    assert not (tmp_path / "b.edgeclip").exists()
