@@ -12,7 +12,7 @@ PHOTOGRAPHS = build/photographs
 SCIKIT_IMAGE = 'scikit-image>=0.25,<1'
 SCIKIT_IMAGE_FILES = astronaut.png brick.png camera.png chelsea.png coffee.png coins.png grass.png motorcycle_left.png rocket.jpg
 
-.PHONY: setup demo demo-export test test-nightly check format bench bench-precisions clean
+.PHONY: setup demo demo-export test test-nightly test-tensorrt check format bench bench-precisions clean
 
 setup: $(VENV)/.ready $(MERGES)
 
@@ -44,6 +44,13 @@ test: setup
 
 test-nightly: setup
 	$(BIN)/python -m pytest -q -m 'not gpu'
+
+# What is exported for TensorRT, parsed and built by TensorRT-RTX, which needs no GPU; the models of full size need the data.
+test-tensorrt: setup
+	$(BIN)/pip install --quiet --disable-pip-version-check $(PIP_ARGS) -c constraints.txt -e '.[tensorrt-ci]'
+	$(BIN)/python -m pytest -q -m 'not nightly and not gpu' $(wildcard tests/*/*tensorrt*.py) tests/e2e/test_plans.py
+	$(if $(EDGECLIP_DATA),,$(error EDGECLIP_DATA names the folder of the data: make test-tensorrt EDGECLIP_DATA=DIR))
+	$(BIN)/python -m edgeclip.benchmarks.plans --data $(EDGECLIP_DATA) --tokenizer $(MERGES) --report docs/reports/tensorrt-build.md
 
 check: setup
 	$(BIN)/ruff check .

@@ -12,6 +12,7 @@ from edgeclip.backends.ov_library import ov
 from edgeclip.quantize import ir_graph
 from edgeclip.quantize.groups import group_size
 from edgeclip.quantize.ir_rounding import correct_rounding, pack, round_to_int4
+from edgeclip.quantize.sums import round_windows
 
 
 def compress_convolutions(model: Any, keep: Iterable[str], group: int, samples: NDArray[Any] | None) -> None:
@@ -42,6 +43,37 @@ def compress_convolutions(model: Any, keep: Iterable[str], group: int, samples: 
         else:
             levels, scales = correct_rounding(rows, size, _hessian(model, node, samples))
         node.input(1).replace_source_output(_stored(weight, levels, scales))
+
+
+def kernels(model: Any) -> dict[str, NDArray[np.float32]]:
+    """The weights of convolutions, by the names of their nodes."""
+    found = {}
+    for node in ir_graph.layers(model):
+        values = ir_graph.values_of(node.input_value(1).get_node()) if node.get_type_name() == "Convolution" else None
+        if values is not None:
+            found[node.get_friendly_name()] = np.array(values, np.float32)
+    return found
+
+
+def keep_sums(model: Any, exact: dict[str, NDArray[np.float32]]) -> None:
+    """Round convolutions that NNCF has stored in 8 bits anew, so that windows keep their sums; scales stay.
+
+    Given and result: int8 [O, I, H, W] → Convert → Multiply by scale [O, 1, 1, 1] → … → Convolution.
+
+    Args:
+        exact: `kernels` of the model as it was.
+    """
+    for node in ir_graph.layers(model):
+        scaled = ir_graph.behind(node.input_value(1).get_node(), "Multiply")
+        if scaled is None or node.get_friendly_name() not in exact:
+            continue
+        convert, scales = scaled.input_value(0).get_node(), ir_graph.values_of(scaled.input_value(1).get_node())
+        stored = convert.input_value(0).get_node() if convert.get_type_name() == "Convert" else None
+        if stored is None or scales is None or stored.get_element_type() != ov.Type.i8:
+            continue
+        anew = ov.opset13.constant(round_windows(exact[node.get_friendly_name()] / scales.astype(np.float64), low=-128))
+        anew.set_friendly_name(stored.get_friendly_name())
+        convert.input(0).replace_source_output(anew.output(0))
 
 
 def _stored(weight: Any, levels: NDArray[np.int8], scales: NDArray[np.float16]) -> Any:

@@ -200,3 +200,10 @@ def order_of(node: Any) -> list[int] | None:
 def values_of(node: Any) -> NDArray[Any] | None:
     """The values of a constant; None where it is none."""
     return np.asarray(node.data) if node.get_type_name() == "Constant" else None
+
+
+def behind(node: Any, kind: str) -> Any:
+    """The first node of a kind from this one back, where nothing but a change of type is in between; or None."""
+    while node.get_type_name() == "Convert":
+        node = node.input_value(0).get_node()
+    return node if node.get_type_name() == kind else None

@@ -11,6 +11,7 @@ as they are. Only the token table's codes stay codes in either: rows are looked 
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from typing import Any
 
 import numpy as np
@@ -19,9 +20,12 @@ from numpy.typing import NDArray
 from edgeclip.quantize import graphs, layers
 from edgeclip.quantize.graphs import Array
 from edgeclip.quantize.made import Made
+from edgeclip.quantize.sums import round_windows
 
 MIN_SIZE = 256
 """Elements of a weight below which it is left alone: scales and nodes would take up what the codes save."""
+WINDOWS = 4
+"""Axes of a convolution's weight."""
 LARGEST = 127
 """Codes lie in [-127, 127], so that the range is symmetric."""
 
@@ -85,7 +89,7 @@ def to_integers(weight: Array, axis: int, largest: int = LARGEST) -> tuple[NDArr
     """Codes in [-127, 127], and the scales that they are to be multiplied by.
 
     Args:
-        weight: float32, of any shape.
+        weight: float32, of any shape; of four axes, a convolution's, whose windows keep their sums.
         axis: of the output channels.
         largest: code that there is; 7 at 4 bits.
 
@@ -95,8 +99,24 @@ def to_integers(weight: Array, axis: int, largest: int = LARGEST) -> tuple[NDArr
     others = tuple(i for i in range(weight.ndim) if i != axis)
     scales = (np.abs(weight).max(axis=others, keepdims=True) / largest).astype(np.float32)
     scales[scales < np.finfo(np.float32).tiny] = 1.0  # a channel of zeros, or as good as zeros
-    codes = np.clip(np.rint(weight / scales), -largest, largest).astype(np.int8)
-    return codes, scales
+    steps = weight / scales
+    if weight.ndim == WINDOWS and axis == 0:
+        return round_windows(steps, -largest, largest), scales
+    return np.clip(np.rint(steps), -largest, largest).astype(np.int8), scales
+
+
+def settle(graph: Any, names: Collection[str]) -> None:
+    """Round the weights of these convolutions to what `to_integers` makes of them, as float; whoever rounds each to the
+    nearest integer then finds those. Changes the graph.
+    """
+    import onnx
+
+    weights = {t.name: t for t in graph.initializer}
+    for node in graph.node:
+        tensor = weights.get(node.input[1]) if node.op_type == "Conv" and node.name in names else None
+        if tensor is not None and len(tensor.dims) == WINDOWS:
+            codes, scales = to_integers(graphs.to_array(tensor), 0)
+            tensor.CopyFrom(onnx.numpy_helper.from_array(codes * scales, tensor.name))
 
 
 def _worth_it(tensor: Any) -> bool:

@@ -62,6 +62,7 @@ def quantize_onnx(
         keep = keep | _feeding(parsed.graph, keep)
     chosen = _choose(found, keep, symmetric)
     measured = extremes.measure(model, samples)
+    onnx_weights.settle(parsed.graph, chosen)
     if symmetric:
         float_first(parsed.graph)
     quantized = _insert(parsed, measured, chosen, symmetric) if chosen else parsed

@@ -105,7 +105,8 @@ def round_weight(weight: Floats, axis: int, bits: int) -> Floats:
     moved = np.moveaxis(weight, axis, 0)
     width = moved[0].size
     group = group_size(width, GROUP) if bits == 4 else width
-    codes, scales = to_integers(moved.reshape(-1, group), 0, largest=2 ** (bits - 1) - 1)
+    rows = moved if bits == 8 else moved.reshape(-1, group)
+    codes, scales = to_integers(rows, 0, largest=2 ** (bits - 1) - 1)
     return np.ascontiguousarray(np.moveaxis((codes * scales).reshape(moved.shape), 0, axis))
 
 

@@ -84,8 +84,12 @@ runs/qat-untrained/scores.json: | models/edge-t
 runs/qat-symmetric/scores.json: | models/edge-t
 	$(BIN)/edgeclip distill qat --resume --quiet name=qat-symmetric quantize.symmetric=true 'quantize.keep=["image.stem.spatial.conv"]' loop.threads=1
 
-# Recall at each width, of the model that was trained for it and of one that has made the same steps without.
-matryoshka: runs/matryoshka/embeddings.json runs/matryoshka-control/embeddings.json
+# Recall at each width, of the model that was trained for it, of one that has made the same steps without, and of the one before.
+matryoshka: runs/matryoshka/embeddings.json runs/matryoshka-control/embeddings.json runs/matryoshka/before.json
+
+runs/matryoshka/before.json: runs/plain.edgeclip | runs/matryoshka/scores.json
+	$(BIN)/python -m edgeclip.benchmarks.embeddings $< --backend onnxruntime --data $(EDGECLIP_DATA)/eval --sets wds_flickr8k --cut 32 --cut 64 --cut 128 --json > $@.part
+	mv $@.part $@
 
 runs/%/embeddings.json: runs/%.edgeclip
 	$(BIN)/python -m edgeclip.benchmarks.embeddings $< --data $(EDGECLIP_DATA)/eval --sets wds_flickr8k --cut 32 --cut 64 --cut 128 --json > $@.part

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 import pytest
 
 from edgeclip.backends.ov_library import ov
@@ -155,6 +156,26 @@ def test_the_cpu_computes_in_integers_all_but_stems(kind: Kind) -> None:
     assert len(kernels) >= len(weighted)
     in_float = [name.split("/")[0] for name, precision in kernels if precision not in ("i8", "u8")]
     assert set(in_float) == stems(kind), kernels
+
+
+@pytest.mark.parametrize("precision", ["w8a8", "w8a16"])
+def test_windows_of_kernels_keep_their_sums(precision: Precision) -> None:
+    exact = {
+        t.name: onnx.numpy_helper.to_array(t) for t in onnx.load_model_from_string(export("repvgg")).graph.initializer
+    }
+    kernels = {
+        n.name: exact[n.input[1]]
+        for n in onnx.load_model_from_string(export("repvgg")).graph.node
+        if n.op_type == "Conv"
+    }
+    layers = layer_nodes(read(made("repvgg", precision)))
+    rounded = sorted(kernels.keys() & made("repvgg", precision).quantized)
+    assert len(rounded) >= len(kernels) - 1
+    for name in rounded:
+        chain = source(layers[name], 1)
+        scale = next(node for node in chain if node.get_type_name() == "Multiply").input_value(1).get_node().data
+        kernel = kernels[name] / np.asarray(scale, np.float64)
+        assert np.abs(np.asarray(chain[-1].data, np.int64).sum((2, 3)) - kernel.sum((2, 3))).max() <= 0.51, name
 
 
 def test_pixels_that_are_normalised_are_not_rounded() -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import logging
 import os
+import re
 import subprocess
 import sys
 import tempfile
@@ -147,6 +148,22 @@ def test_weights_have_a_scale_for_each_output_channel(kind: Kind, form: Form) ->
         channels = {"Conv": lambda s: s[0], "Gemm": lambda s: s[0], "MatMul": lambda s: s[-1]}[node.op_type]
         codes = made_by[converted.input[0]].input[0] if form == "weights" else converted.input[0]
         assert np.prod(shapes[converted.input[1]]) == channels(shapes[codes]), name
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_windows_of_kernels_keep_their_sums(form: Form) -> None:
+    exact = {t.name: t for t in onnx.load_model_from_string(towers.export("repvgg")).graph.initializer}
+    graph = onnx.load_model_from_string(content(made("repvgg", form))).graph
+    tensors = {t.name: numpy_helper.to_array(t) for t in graph.initializer}
+    checked = 0
+    for name, codes in tensors.items():
+        if codes.dtype != np.int8 or codes.ndim != 4:
+            continue
+        kernel = numpy_helper.to_array(exact[re.sub(r"(_quantized|\.int8\.0)$", "", name)]).astype(np.float64)
+        scale = np.abs(kernel).max((1, 2, 3), keepdims=True) / 127
+        assert np.abs(codes.sum((2, 3), dtype=np.int64) - (kernel / scale).sum((2, 3))).max() <= 0.5 + 1e-3
+        checked += 1
+    assert checked >= len(names("repvgg")) - 2
 
 
 @pytest.mark.parametrize("form", FORMS)

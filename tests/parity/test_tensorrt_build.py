@@ -24,6 +24,7 @@ from edgeclip.manifest import Axis, Precision, Profile
 from edgeclip.outcome import Job, draft
 from edgeclip.quantize import graphs
 from edgeclip.quantize.float_first import float_first
+from edgeclip.quantize.layers import list_layers
 from edgeclip.quantize.lint import check, lint
 from edgeclip.quantize.produce import produce
 from edgeclip.quantize.qdq import quantize_onnx
@@ -154,7 +155,7 @@ def test_pixels_are_converted_before_anything_reads_them(kind: Kind, precision: 
 @pytest.mark.parametrize("kind", KINDS)
 def test_what_could_overflow_is_in_float32_and_layers_are_not(kind: Kind, precision: Precision) -> None:
     model = parsed(kind, precision)
-    types, layers = graphs.element_types(model), {layer.name for layer in towers.layers(kind)}
+    types, layers = graphs.element_types(model), {layer.name for layer in list_layers(towers.export(kind))}
     for node in model.graph.node:
         kinds = {types[name] for name in node.input if types.get(name) in (FLOAT, HALF)}
         assert len(kinds) <= 1, node.name

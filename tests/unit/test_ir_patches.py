@@ -9,7 +9,7 @@ import pytest
 from numpy.typing import NDArray
 
 from edgeclip.backends.ov_library import ov
-from edgeclip.quantize.ir_patches import quantize_patches, round_keeping_sums
+from edgeclip.quantize.ir_patches import quantize_patches
 
 SIDE, WINDOW, WIDTH = 24, 8, 5
 MEAN, STD = np.array([0.48, 0.46, 0.41]), np.array([0.27, 0.26, 0.28])
@@ -95,17 +95,3 @@ def test_a_kept_layer_is_left_alone() -> None:
     before = kinds(model)
     quantize_patches(model, ["patches"])
     assert kinds(model) == before
-
-
-def test_rounding_keeps_sums_and_moves_no_weight_further_than_the_next_integer() -> None:
-    weights = np.random.default_rng(0).normal(scale=30, size=(7, 500, 3))
-    rounded = round_keeping_sums(weights)
-    assert rounded.dtype == np.int8
-    assert np.abs(np.rint(weights).sum(1) - weights.sum(1)).max() > 5, "nothing to mend"
-    assert np.abs(rounded.sum(1, dtype=np.int64) - weights.sum(1)).max() <= 0.5
-    assert np.abs(rounded - weights).max() < 1
-
-
-def test_rounding_stays_within_eight_bits() -> None:
-    weights = np.full((1, 100, 1), 126.6)
-    assert round_keeping_sums(weights).max() == 127
