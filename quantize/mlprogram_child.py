@@ -9,8 +9,6 @@ from pathlib import Path
 from typing import Any, cast
 
 import numpy as np
-from coremltools.converters.mil.mil.passes.pass_registry import PASS_REGISTRY
-from coremltools.models.utils import _apply_graph_pass
 from numpy.typing import NDArray
 
 from edgeclip.quantize import mil
@@ -131,9 +129,11 @@ def _round_activations(model: Any, ranges: dict[str, list[float]], keep: set[str
     for name, value in taken.items():
         low, high = ranges[mil.name_of(name)]
         statistics[value] = {"rmin": min(low, 0.0), "rmax": max(high, 0.0)}
-    rounding = PASS_REGISTRY["compression::insert_prefix_quantize_dequantize_pair"]
+    rounding = ct.converters.mil.mil.passes.pass_registry.PASS_REGISTRY[
+        "compression::insert_prefix_quantize_dequantize_pair"
+    ]
     rounding.config, rounding.activation_stats = _only(dict.fromkeys(taken, config)), statistics
-    return _apply_graph_pass(model, rounding, spec_version=SYSTEMS["iOS17"], skip_model_load=True)
+    return ct.models.utils._apply_graph_pass(model, rounding, spec_version=SYSTEMS["iOS17"], skip_model_load=True)
 
 
 def _taken(model: Any) -> dict[str, str]:
