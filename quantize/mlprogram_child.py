@@ -52,18 +52,22 @@ def _weights(model: Any, keep: set[str]) -> tuple[Weights, Weights]:
     unfed = _sees_pixels(model)
     weights: Weights = {}
     of_pixels: Weights = {}
-    for name, about in _compress.get_weights_metadata(model, weight_threshold=MIN_SIZE).items():
-        uses = {_use(child, name) for child in about.child_ops} - {""}
-        if uses and not keep & uses:
-            (of_pixels if unfed & uses else weights)[name] = np.asarray(about.val)
+    for constant, uses in _used(model).items():
+        if constant.val.size >= MIN_SIZE and not keep & uses:
+            (of_pixels if unfed & uses else weights)[constant.op.name] = constant.val
     return weights, of_pixels
 
 
-def _use(child: Any, constant: str) -> str:
-    """The name of the layer whose weight a constant is, or of the look-up whose table it is; "" for anything else."""
-    place = "x" if child.op_type == "gather" else "weight"
-    is_weight = child.op_type in (*LAYERS, "gather") and child.params_name_mapping.get(place) == constant
-    return mil.name_of(child.name) if is_weight else ""
+def _used(model: Any) -> dict[Any, set[str]]:
+    """The constants that are weights of layers, or tables that rows are looked up in, and the names of their users."""
+    spec = model.get_spec()
+    load = ct.converters.mil.frontend.milproto.load.load
+    found: dict[Any, set[str]] = {}
+    for operation in load(spec, spec.specificationVersion, model.weights_dir).functions["main"].operations:
+        value = operation.inputs.get({"gather": "x"}.get(operation.op_type, "weight"))
+        if operation.op_type in (*LAYERS, "gather") and value.op is not None and value.op.op_type == "const":
+            found.setdefault(value, set()).add(mil.name_of(operation.name))
+    return found
 
 
 def _eight(model: Any, weights: Weights) -> Any:
