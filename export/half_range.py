@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, fx
 from torch.export import ExportedProgram
 from torch.export.graph_signature import InputKind
+from torch.utils._pytree import tree_leaves
 
 from edgeclip.export.coreml_program import module_of
 
@@ -21,8 +22,8 @@ _aten = torch.ops.aten
 def too_large_for_half(program: ExportedProgram, inputs: Iterable[Tensor]) -> list[str]:
     """Names of the operators that stay in float32, in graph order.
 
-    They are those outside the tower, where pixels are scaled and embeddings normalised, and those that may compute
-    numbers near the end of half precision's range: results, sums, or the squares that layer normalisation adds up.
+    They are those outside the tower, where pixels are scaled and embeddings normalised, and those that may meet numbers
+    near the end of half precision's range: inputs, results, sums, or the squares that layer normalisation adds up.
 
     Args:
         inputs: what the program takes, one batch each, of the kind that it will see.
@@ -58,13 +59,14 @@ class _Measured(fx.Interpreter):
         result = super().run_node(node)
         if node.op == "call_function" and isinstance(result, Tensor) and result.is_floating_point():
             args, _ = self.fetch_args_kwargs_from_env(node)
-            found = max(float(result.abs().max()), _inside(node.target, args, result))
+            met = [x for x in (*tree_leaves(args), result) if isinstance(x, Tensor) and x.is_floating_point()]
+            found = max(_inside(node.target, args), *(float(x.abs().max()) for x in met))
             self.largest[node.name] = max(found, self.largest.get(node.name, 0.0))
         return result
 
 
-def _inside(target: Any, args: Any, result: Tensor) -> float:
-    """The largest number that an operator makes before its result."""
+def _inside(target: Any, args: Any) -> float:
+    """The largest number that an operator makes between its inputs and its result."""
     if target is _aten.layer_norm.default:
         axes = tuple(range(-len(args[1]), 0))
         centred = args[0] - args[0].mean(dim=axes, keepdim=True)

@@ -1,6 +1,7 @@
 """coremltools, and models in and out of it. Of child processes only: it takes seconds to import, and talks.
 
-It is imported without libraries that it would load to convert models of other kinds.
+It is imported without libraries that it would load to convert models of other kinds; PyTorch among them, which takes
+two seconds, unless the program has imported it before.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ def _import() -> Any:
     """Python reads None among the loaded modules as "cannot be imported"."""
     loaded = cast("dict[str, Any]", sys.modules)
     loaded |= dict.fromkeys(_USELESS)
+    loaded.setdefault("torch", None)
     logging.getLogger("coremltools").setLevel(logging.ERROR)
     import coremltools
 

@@ -9,8 +9,6 @@ from pathlib import Path
 from typing import Any, cast
 
 import numpy as np
-from coremltools.converters.mil.mil.passes.pass_registry import PASS_REGISTRY
-from coremltools.models.utils import _apply_graph_pass
 from numpy.typing import NDArray
 
 from edgeclip.quantize import mil
@@ -54,18 +52,22 @@ def _weights(model: Any, keep: set[str]) -> tuple[Weights, Weights]:
     unfed = _sees_pixels(model)
     weights: Weights = {}
     of_pixels: Weights = {}
-    for name, about in _compress.get_weights_metadata(model, weight_threshold=MIN_SIZE).items():
-        uses = {_use(child, name) for child in about.child_ops} - {""}
-        if uses and not keep & uses:
-            (of_pixels if unfed & uses else weights)[name] = np.asarray(about.val)
+    for constant, uses in _used(model).items():
+        if constant.val.size >= MIN_SIZE and not keep & uses:
+            (of_pixels if unfed & uses else weights)[constant.op.name] = constant.val
     return weights, of_pixels
 
 
-def _use(child: Any, constant: str) -> str:
-    """The name of the layer whose weight a constant is, or of the look-up whose table it is; "" for anything else."""
-    place = "x" if child.op_type == "gather" else "weight"
-    is_weight = child.op_type in (*LAYERS, "gather") and child.params_name_mapping.get(place) == constant
-    return mil.name_of(child.name) if is_weight else ""
+def _used(model: Any) -> dict[Any, set[str]]:
+    """The constants that are weights of layers, or tables that rows are looked up in, and the names of their users."""
+    spec = model.get_spec()
+    load = ct.converters.mil.frontend.milproto.load.load
+    found: dict[Any, set[str]] = {}
+    for operation in load(spec, spec.specificationVersion, model.weights_dir).functions["main"].operations:
+        value = operation.inputs.get({"gather": "x"}.get(operation.op_type, "weight"))
+        if operation.op_type in (*LAYERS, "gather") and value.op is not None and value.op.op_type == "const":
+            found.setdefault(value, set()).add(mil.name_of(operation.name))
+    return found
 
 
 def _eight(model: Any, weights: Weights) -> Any:
@@ -131,9 +133,11 @@ def _round_activations(model: Any, ranges: dict[str, list[float]], keep: set[str
     for name, value in taken.items():
         low, high = ranges[mil.name_of(name)]
         statistics[value] = {"rmin": min(low, 0.0), "rmax": max(high, 0.0)}
-    rounding = PASS_REGISTRY["compression::insert_prefix_quantize_dequantize_pair"]
+    rounding = ct.converters.mil.mil.passes.pass_registry.PASS_REGISTRY[
+        "compression::insert_prefix_quantize_dequantize_pair"
+    ]
     rounding.config, rounding.activation_stats = _only(dict.fromkeys(taken, config)), statistics
-    return _apply_graph_pass(model, rounding, spec_version=SYSTEMS["iOS17"], skip_model_load=True)
+    return ct.models.utils._apply_graph_pass(model, rounding, spec_version=SYSTEMS["iOS17"], skip_model_load=True)
 
 
 def _taken(model: Any) -> dict[str, str]:

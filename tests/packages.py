@@ -76,8 +76,12 @@ def golden_of(model: Source) -> Golden:
     )
 
 
-@cache
 def floating(kind: Kind, *, half: bool = True, system: str = "iOS17") -> Package:
+    return _floating(kind, half, system)
+
+
+@cache
+def _floating(kind: Kind, half: bool, system: str) -> Package:
     return to_coreml(source(kind), golden(kind), tower_of(kind), half=half, deployment=system)
 
 
