@@ -80,7 +80,7 @@ def _communicate(
         if passed > limit_s:
             raise TargetLoadError(
                 f"{name}: TensorRT did not finish building within {limit_s:.0f} s; it was ended",
-                hint="allow more time with `edgeclip build --time-limit`, or a smaller --batch at export",
+                hint="allow more time with `edgeclip build --time-limit`, or a smaller --max-batch at export",
             )
         if tick is not None:
             tick(passed)
@@ -99,7 +99,7 @@ def _plan(answer: bytes, chatter: bytes, code: int, name: str) -> bytes:
         return plan
     text = f"{name}: TensorRT cannot build it: {error or 'the plan is empty'}"[:_LONGEST_TEXT]
     if "out of memory" in text.lower() or "OutOfMemory" in text or "MemoryError" in text:
-        raise ResourceError(text, hint="end other programs, or export with a smaller --batch")
+        raise ResourceError(text, hint="end other programs, or export with a smaller --max-batch")
     raise TargetLoadError(text, hint="`edgeclip export --target tensorrt` writes graphs that it supports")
 
 
