@@ -75,6 +75,7 @@ def test_a_huggingface_model_of_odd_sizes(options: dict[str, Any], tmp_path: Pat
     )  # fmt: skip
 
 
+@pytest.mark.nightly
 @torch.no_grad()
 def test_a_huggingface_vit_b_32(bpe_path: Path, tmp_path: Path) -> None:
     theirs = checkpoints.hf_clip(tmp_path / "clip", "vit-b-32")
@@ -86,6 +87,7 @@ def test_a_huggingface_vit_b_32(bpe_path: Path, tmp_path: Path) -> None:
     )  # fmt: skip
 
 
+@pytest.mark.nightly
 @torch.no_grad()
 def test_an_openclip_rn50(bpe_path: Path, tmp_path: Path) -> None:
     theirs = checkpoints.openclip_dir(tmp_path / "clip", "rn50", quick_gelu=True)
@@ -97,6 +99,13 @@ def test_an_openclip_rn50(bpe_path: Path, tmp_path: Path) -> None:
 @torch.no_grad()
 def test_an_openclip_vit(quick_gelu: bool, tmp_path: Path) -> None:
     theirs = checkpoints.openclip_dir(tmp_path / "clip", "speaking-vit", quick_gelu=quick_gelu)
+    make(tmp_path / "clip", tmp_path / "b.edgeclip", tokenizer=tiny.tokenizer_file(tmp_path))
+    check(tmp_path / "b.edgeclip", 64, theirs, theirs.encode_text)
+
+
+@torch.no_grad()
+def test_an_openclip_resnet(tmp_path: Path) -> None:
+    theirs = checkpoints.openclip_dir(tmp_path / "clip", "speaking-resnet", quick_gelu=True)
     make(tmp_path / "clip", tmp_path / "b.edgeclip", tokenizer=tiny.tokenizer_file(tmp_path))
     check(tmp_path / "b.edgeclip", 64, theirs, theirs.encode_text)
 
