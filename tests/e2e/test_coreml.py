@@ -12,11 +12,9 @@ import numpy as np
 import pytest
 
 from edgeclip.bundle import Bundle, write_bundle
-from edgeclip.errors import UsageError
-from edgeclip.export.pipeline import plan
-from edgeclip.loading import load
+from edgeclip.loading import BUILT_IN, load
 from edgeclip.train.models.layers import MASKED
-from tests.cli import document, edgeclip, environment
+from tests.cli import document, edgeclip, patched, without
 from tests.mil import proto
 
 IMAGE, TEXT = (f"coreml-fp16/{tower}.mlpackage/Data/com.apple.CoreML" for tower in ("image", "text"))
@@ -160,15 +158,15 @@ def test_4_bits_need_a_package_for_a_newer_system(exported: Path) -> None:
     assert "coreml w4a16 needs iOS18, the fp16 package is for iOS17" in done.stderr
 
 
-def test_a_bundle_without_packages_says_how_to_get_one(tiny_bundle: Path) -> None:
-    done = edgeclip("quantize", tiny_bundle, "--target", "coreml", "--precision", "w8a16")
-    assert done.returncode == 2
+def test_a_bundle_without_packages_says_how_to_get_one() -> None:
+    done = edgeclip("quantize", BUILT_IN, "--target", "coreml", "--precision", "w8a16")
+    assert done.returncode == 2, done.stderr
     assert "has no Core ML package of the image tower in fp16" in done.stderr
     assert "--target coreml --precision fp16" in done.stderr
 
 
-def test_a_bundle_is_no_source_of_packages(tiny_bundle: Path) -> None:
-    done = edgeclip("export", tiny_bundle, "--target", "coreml")
+def test_a_bundle_is_no_source_of_packages() -> None:
+    done = edgeclip("export", BUILT_IN, "--target", "coreml")
     assert done.returncode == 2
     assert "target coreml cannot be made from a bundle" in done.stderr
 
@@ -180,15 +178,16 @@ def test_a_system_is_for_core_ml_alone(tiny_checkpoint: Path) -> None:
 
 
 def test_an_unknown_system_is_refused_before_anything_slow(tiny_checkpoint: Path) -> None:
-    with pytest.raises(UsageError, match="unknown Core ML target"):
-        plan(["coreml"], ["fp16"], None, coreml_target="iOS9")
+    asked = ("--target", "coreml", "--coreml-target", "iOS9")
+    done = patched(without("torch"), "export", tiny_checkpoint, *asked)
+    assert done.returncode == 2
+    assert "unknown Core ML target 'iOS9'" in done.stderr and "iOS17, macOS14, iOS18, macOS15" in done.stderr
 
 
-def test_without_coremltools_it_says_what_to_install(tiny_checkpoint: Path, tmp_path: Path) -> None:
-    (tmp_path / "coremltools.py").write_text("raise ModuleNotFoundError(\"No module named 'coremltools'\")\n")
-    asked = ("--target", "coreml", "--precision", "fp16", "--tower", "image", "--random-weights")
-    env = environment(PYTHONPATH=str(tmp_path))
-    done = edgeclip("export", tiny_checkpoint, *asked, "-o", tmp_path / "b.edgeclip", env=env)
+@pytest.mark.parametrize("command", ["export", "quantize"])
+def test_without_coremltools_it_says_what_to_install(command: str, exported: Path, tmp_path: Path) -> None:
+    asked = ("--target", "coreml", "--precision", "w8a16", "-o", tmp_path / "b.edgeclip")
+    done = patched(without("coremltools"), command, exported, *asked)
     assert done.returncode == 5, done.stderr
-    assert "coremltools is not installed" in done.stderr and "edgeclip[coreml]" in done.stderr
+    assert "coremltools, which is not installed" in done.stderr and "edgeclip[coreml]" in done.stderr
     assert not (tmp_path / "b.edgeclip").exists()

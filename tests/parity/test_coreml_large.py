@@ -14,7 +14,7 @@ from edgeclip.bundle import Bundle
 from edgeclip.export.golden import pictures, reference
 from edgeclip.export.graph import example, tower_graph
 from edgeclip.export.source import Source, open_source
-from edgeclip.export.to_coreml import to_coreml
+from edgeclip.export.to_coreml import Traced, to_coreml
 from edgeclip.export.to_onnx import to_onnx
 from edgeclip.golden import Golden
 from edgeclip.loading import BUILT_IN
@@ -82,7 +82,12 @@ def made(name: str, tower: Tower, precision: Precision) -> dict[str, bytes]:
 
 @lru_cache(maxsize=3)
 def floating(name: str, tower: Tower, half: bool, system: str) -> dict[str, bytes]:
-    return to_coreml(source(name), golden(name), tower, half=half, deployment=system)
+    return to_coreml(traced(name, tower), half=half, deployment=system)
+
+
+@lru_cache(maxsize=1)
+def traced(name: str, tower: Tower) -> Traced:
+    return Traced(source(name), golden(name), tower)
 
 
 @lru_cache(maxsize=1)
