@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import tempfile
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -24,8 +24,8 @@ from edgeclip.export.coreml_program import trace
 from edgeclip.export.half_range import too_large_for_half
 from edgeclip.export.source import Source
 from edgeclip.golden import Golden
-from edgeclip.manifest import Tower
-from edgeclip.outcome import INPUT, OUTPUT
+from edgeclip.manifest import Precision, Tower
+from edgeclip.outcome import INPUT, OUTPUT, Job
 from edgeclip.quantize import mil_process
 
 CHILD = "edgeclip.export.coreml_child"
@@ -88,6 +88,28 @@ def to_coreml(traced: Traced, *, half: bool, deployment: str) -> dict[str, bytes
             warnings.simplefilter("ignore")
             torch.export.save(traced.program, folder / PROGRAM)
         return mil_process.run(CHILD, folder, options)
+
+
+class Packages:
+    """The Core ML package of each tower, type and system, made once, of towers that are traced once."""
+
+    def __init__(self, source: Source, golden: Golden, jobs: Sequence[Job]) -> None:
+        self._source, self._golden = source, golden
+        self._systems = {job.precision: job.deployment for job in jobs if job.deployment}
+        self._traced: dict[Tower, Traced] = {}
+        self._made: dict[tuple[Tower, bool, str], dict[str, bytes]] = {}
+
+    def __call__(self, tower: Tower, precision: Precision) -> dict[str, bytes]:
+        """Of an integer precision, the package in half precision that it is made from."""
+        half, system = precision != "fp32", self._systems[precision]
+        if (tower, half, system) not in self._made:
+            self._made[tower, half, system] = to_coreml(self._trace(tower), half=half, deployment=system)
+        return self._made[tower, half, system]
+
+    def _trace(self, tower: Tower) -> Traced:
+        if tower not in self._traced:
+            self._traced[tower] = Traced(self._source, self._golden, tower)
+        return self._traced[tower]
 
 
 def _inputs(golden: Golden, tower: Tower) -> Iterator[Tensor]:

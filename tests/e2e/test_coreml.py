@@ -165,10 +165,22 @@ def test_a_bundle_without_packages_says_how_to_get_one() -> None:
     assert "--target coreml --precision fp16" in done.stderr
 
 
-def test_a_bundle_is_no_source_of_packages() -> None:
-    done = edgeclip("export", BUILT_IN, "--target", "coreml")
+def test_the_built_in_model_becomes_a_package_without_its_checkpoint(tmp_path: Path) -> None:
+    path = tmp_path / "b.edgeclip"
+    done = edgeclip("export", BUILT_IN, "--target", "coreml", "--precision", "fp16", "--tower", "image", "-o", path)
+    assert done.returncode == 0, done.stderr
+    bundle = Bundle.open(path)
+    (artifact,) = bundle.artifacts(target="coreml")
+    assert artifact.parity.passed and artifact.parity.cosine_min > 0.9999
+    assert bundle.artifacts(target="onnx") == Bundle.open(BUILT_IN).artifacts(target="onnx")
+    assert "coreml-fp16/README.md" in bundle.loose_files()
+
+
+def test_a_bundle_of_no_architecture_that_has_a_name_is_no_source_of_packages(exported: Path, tmp_path: Path) -> None:
+    done = edgeclip("export", exported, "--target", "coreml", "--precision", "fp32", "-o", tmp_path / "b.edgeclip")
     assert done.returncode == 2
-    assert "target coreml cannot be made from a bundle" in done.stderr
+    assert "only where the model has the name of an architecture, and 'ViT-96x2-12-60' is none" in done.stderr
+    assert "export the checkpoint" in done.stderr and not (tmp_path / "b.edgeclip").exists()
 
 
 def test_a_system_is_for_core_ml_alone(tiny_checkpoint: Path) -> None:
