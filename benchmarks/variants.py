@@ -14,12 +14,13 @@ from edgeclip.backends.base import Array, Embeddings, Options, Session
 from edgeclip.bundle import Bundle
 from edgeclip.manifest import Precision, Target, Tower
 from edgeclip.model import Model
+from edgeclip.outcome import JUDGES
 from edgeclip.selection import PRECISIONS
 
 TIMED: dict[Target, str] = {"onnx": "onnxruntime", "openvino": "openvino"}
 """Targets whose own engine is here, and that engine."""
-RUN_BY: dict[Target, str] = {**TIMED, "tensorrt": "onnxruntime"}
-"""What tells how accurate a target is; TensorRT's artifacts are ONNX, and run elsewhere too."""
+RUN_BY: dict[Target, str] = {**TIMED, "tensorrt": JUDGES["tensorrt"], "coreml": JUDGES["coreml"]}
+"""What tells how accurate a target is, its own engine or not."""
 BATCH = 32
 
 
