@@ -65,7 +65,7 @@ def open(artifact: Artifact, files: Files, options: Options) -> CoreMlSession:
     """
     _require_known(options)
     units = ct.ComputeUnit[_UNITS[options.device]]
-    with engine_errors(artifact, "load"):
+    with engine_errors(artifact, "load"), coreml_package.naming(artifact):
         package = coreml_package.read(artifact.file, files)
         program = mil_program.parse(package.specification)
         coreml_package.require_own_weights(package, program)

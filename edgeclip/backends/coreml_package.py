@@ -7,13 +7,15 @@ every path is held against the files that the artifact really has; nothing is lo
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from edgeclip import manifest, paths
 from edgeclip.buffers import Buffer
-from edgeclip.errors import BundleFormatError, BundlePathError
+from edgeclip.errors import BundleFormatError, BundlePathError, TargetLoadError
+from edgeclip.manifest import Artifact
 
 if TYPE_CHECKING:
     from edgeclip.backends.mil_program import Program
@@ -80,6 +82,15 @@ def read(file: str, files: Mapping[str, Buffer]) -> Package:
     if model not in inside or not model.endswith(".mlmodel"):
         raise BundleFormatError(f"{listing}: its root model is not a .mlmodel of the package")
     return Package(package, model, inside)
+
+
+@contextmanager
+def naming(artifact: Artifact) -> Iterator[None]:
+    """What is wrong with a program or its weights is said of the package that they are in."""
+    try:
+        yield
+    except TargetLoadError as exc:
+        raise TargetLoadError(f"{artifact.file.rpartition('/')[0]}: {exc.message}", hint=exc.hint) from exc
 
 
 def require_own_weights(package: Package, program: Program) -> None:

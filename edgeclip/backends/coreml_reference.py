@@ -47,7 +47,7 @@ def open(artifact: Artifact, files: Files, options: Options) -> ReferenceSession
     if options.device != "cpu":
         raise TargetUnavailableError(f"{NAME} has no device {options.device!r}; it has: cpu")
     require_own_types(options, NAME, "program")
-    with engine_errors(artifact, "load"):
+    with engine_errors(artifact, "load"), coreml_package.naming(artifact):
         package = coreml_package.read(artifact.file, files)
         program = mil_program.parse(package.specification)
         coreml_package.require_own_weights(package, program)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 import struct
 from collections.abc import Callable
@@ -137,6 +138,77 @@ def test_a_mask_beyond_half_precision_fails_verification(exported: Path, tmp_pat
     found = failures(broken(exported, tmp_path / "b.edgeclip", f"{TEXT}/model.mlmodel", overflow))
     assert any("NaN or infinity" in failure for failure in found["text"])
     assert not found["image"]
+
+
+def refused(path: Path, code: int, *arguments: str | Path) -> str:
+    """The one line that `edgeclip verify` ends with."""
+    done = edgeclip("verify", path, *(arguments or ("--backend", "coreml-reference")))
+    assert done.returncode == code, done.stderr
+    (line,) = (line for line in done.stderr.splitlines() if line.startswith("error: "))
+    return line
+
+
+def test_a_truncated_program_is_refused(exported: Path, tmp_path: Path) -> None:
+    path = broken(exported, tmp_path / "b.edgeclip", f"{IMAGE}/model.mlmodel", lambda data: data[: len(data) // 2])
+    assert refused(path, 5).startswith("error: coreml-fp16/image.mlpackage: not a Core ML model: ")
+
+
+def test_a_truncated_file_of_weights_is_refused(exported: Path, tmp_path: Path) -> None:
+    path = broken(exported, tmp_path / "b.edgeclip", f"{TEXT}/weights/weight.bin", lambda data: data[: len(data) // 2])
+    assert re.match(
+        r"error: coreml-fp16/text\.mlpackage: @model_path/weights/weight\.bin: bytes \d+ to", refused(path, 5)
+    )
+
+
+def test_a_package_cut_short_on_disk_is_refused_by_its_digest(exported: Path, tmp_path: Path) -> None:
+    Bundle.open(exported).unpack(folder := tmp_path / "b")
+    file = folder / TEXT / "weights" / "weight.bin"
+    file.write_bytes(file.read_bytes()[:-1])
+    assert f"{TEXT}/weights/weight.bin" in refused(folder, 3)
+    file.unlink()
+    assert f"{TEXT}/weights/weight.bin" in refused(folder, 3)
+
+
+def test_a_package_without_its_weights_is_refused(exported: Path, tmp_path: Path) -> None:
+    """Although the bundle's own manifest agrees that there are none."""
+    bundle, gone = Bundle.open(exported), f"{IMAGE}/weights/weight.bin"
+    files = {entry.path: bundle.read(entry.path) for entry in bundle.manifest.files if entry.path != gone}
+    artifacts = tuple(
+        msgspec.structs.replace(one, files=tuple(name for name in one.files if name != gone))
+        for one in bundle.manifest.artifacts
+    )
+    manifest = msgspec.structs.replace(bundle.manifest, files=(), artifacts=artifacts)
+    write_bundle(tmp_path / "b.edgeclip", manifest, files, replace=False)
+    assert "path 'com.apple.CoreML/weights' is not in the package" in refused(tmp_path / "b.edgeclip", 3)
+
+
+@pytest.mark.parametrize("backend", ["coreml-reference", "coreml"])
+def test_a_package_that_points_outside_opens_nothing_there(exported: Path, tmp_path: Path, backend: str) -> None:
+    secret = tmp_path / "secret" / "model.mlmodel"
+    secret.parent.mkdir()
+    secret.write_bytes(b"secret")
+
+    def escape(data: bytes) -> bytes:
+        return data.replace(b"com.apple.CoreML/model.mlmodel", str(secret).encode())
+
+    path = broken(exported, tmp_path / "b.edgeclip", "coreml-fp16/image.mlpackage/Manifest.json", escape)
+    log = tmp_path / "opened"
+    watch = f"import os, sys\nsys.platform = 'darwin'\nlog = os.open({str(log)!r}, os.O_CREAT | os.O_WRONLY)\n"
+    watch += (
+        "sys.addaudithook(lambda event, args: event == 'open' and os.write(log, f'{args[0]}\\n'.encode()) and None)"
+    )
+    done = patched(watch, "verify", path, "--backend", backend)
+    assert done.returncode == 3, done.stderr
+    assert "secret" in done.stderr
+    opened = log.read_text().splitlines()
+    assert str(path) in opened
+    assert not [name for name in opened if "secret" in name]
+
+
+def test_without_macos_it_offers_the_reference(exported: Path) -> None:
+    done = edgeclip("verify", exported, "--backend", "coreml")
+    assert done.returncode == 5
+    assert "backend coreml: it needs macOS" in done.stderr and "--backend coreml-reference" in done.stderr
 
 
 def test_integers_from_a_bundle(exported: Path, tmp_path: Path) -> None:
