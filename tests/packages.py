@@ -134,7 +134,3 @@ def with_weights(model: Source, change: Any) -> Source:
     with torch.no_grad():
         change(clip)
     return replace(model, clip=clip)
-
-
-def size(package: Mapping[str, bytes]) -> int:
-    return sum(map(len, package.values()))

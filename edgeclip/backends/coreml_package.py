@@ -71,9 +71,7 @@ def read(file: str, files: Mapping[str, Buffer]) -> Package:
     inside = {name.removeprefix(f"{package}/"): files[name] for name in files if name.startswith(f"{package}/")}
     items = _items(document, listing)
     for path in items.values():
-        paths.check(path)
-        if not _members(path, inside):
-            raise BundlePathError(f"{listing}: path {path!r} is not in the package")
+        _check_path(path, inside, listing)
     listed = {LISTING}.union(*(_members(path, inside) for path in items.values()))
     if strangers := sorted(set(inside) - listed):
         raise BundleFormatError(f"{listing}: says nothing of {strangers[0]!r}, which lies in the package")
@@ -115,6 +113,15 @@ def _items(document: Any, listing: str) -> dict[str, str]:
             raise BundleFormatError(f"{listing}: an item without a path")
         found[identifier] = path
     return found
+
+
+def _check_path(path: str, inside: Mapping[str, Buffer], listing: str) -> None:
+    try:
+        paths.check(path)
+    except BundlePathError as exc:
+        raise BundlePathError(f"{listing}: {exc.message}") from exc
+    if not _members(path, inside):
+        raise BundlePathError(f"{listing}: path {path!r} is not in the package")
 
 
 def _members(path: str, inside: Mapping[str, Buffer]) -> set[str]:

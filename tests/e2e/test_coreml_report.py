@@ -27,6 +27,7 @@ def row(precision: Precision, cosine: float = 1.0, *, golden: float = 1.0, share
         cosines=Cosines(cosine, cosine, cosine),
         golden_min=golden,
         others=0.5,
+        passed=True,
         deployment="iOS17",
     )
 
@@ -52,6 +53,12 @@ def test_a_package_that_is_too_large_is_a_failure_of_the_model_whose_weights_dom
     [failure] = failures([large])
     assert failure == f"{B32} image {precision}: {large.share:.3f} of fp32's size > {SHARES[precision]}"
     assert failures([replace(large, model=STUDENT), replace(large, tower="text")]) == []
+
+
+def test_a_trained_model_below_its_gate_is_a_failure() -> None:
+    below = replace(row("w4a16"), passed=False)
+    assert failures([replace(below, model=STUDENT)]) == [f"{STUDENT} image w4a16: below its gate"]
+    assert failures([below]) == []
 
 
 def report(data: Path, *arguments: str | Path) -> subprocess.CompletedProcess[str]:
@@ -82,7 +89,7 @@ def test_the_student_s_packages_are_made_and_its_accuracy_kept(data_dir: Path, t
 
 @pytest.mark.nightly
 def test_models_of_full_size(data_dir: Path, bpe_path: Path, tmp_path: Path) -> None:
-    asked = ("--tokenizer", bpe_path, "--model", "RN50", "--model", B32, "--pairs", "4", "--work", tmp_path / "work")
-    done = report(data_dir, *asked)
+    models = ("--model", "RN50", "--model", B32, "--model", "edge-t")
+    done = report(data_dir, "--tokenizer", bpe_path, *models, "--pairs", "4", "--work", tmp_path / "work")
     assert done.returncode == 0, done.stderr
-    assert len(json.loads(done.stdout)["rows"]) == 24
+    assert len(json.loads(done.stdout)["rows"]) == 36
