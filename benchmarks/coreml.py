@@ -6,6 +6,7 @@ machine. Core ML itself runs nothing here, and nothing is timed.
 
 from __future__ import annotations
 
+import hashlib
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -13,8 +14,10 @@ from datetime import date
 from pathlib import Path
 
 import click
+import msgspec
 import numpy as np
 
+from edgeclip import backends
 from edgeclip.benchmarks import commands, fidelity, subjects
 from edgeclip.benchmarks.fidelity import Embedded, Fidelity, Trial
 from edgeclip.benchmarks.report import Table, table
@@ -110,6 +113,15 @@ class Accuracy:
         ]
 
 
+@dataclass(frozen=True)
+class Findings:
+    """What was measured of one model."""
+
+    rows: list[Row]
+    accuracies: list[Accuracy]
+    """Empty where nothing is to be right."""
+
+
 @click.command(
     "coreml",
     cls=Command,
@@ -139,22 +151,17 @@ def command(
 ) -> None:
     """Make Core ML packages of models at every precision, weigh them, and compare every embedding.
 
-    The reference executor is slow: all models take half an hour on one core. Packages are kept in --work for the next
-    run. Exits with 1 where a bound is broken.
+    The reference executor is slow: all models take half an hour on one core. Packages, and what was measured of them,
+    are kept in --work for the next run. Exits with 1 where a bound is broken.
     """
     need("coremltools", extra="coreml", what="making Core ML packages")
     for folder in (CALIBRATED_ON, EVALUATED_ON, CAPTIONED):
         if not (data / folder).exists():
             raise UsageError(f"{data / folder}: no such data", hint="--data names the folder with `train` and `eval`")
-    rows: list[Row] = []
-    accuracies: list[Accuracy] = []
     with progress.steps(output) as begin:
-        for model in models or MODELS:
-            bundle = Bundle.open(_bundle(model, work, data, tokenizer, begin))
-            trial = _trial(model, bundle, data, limit, pairs)
-            reference, found = measured(model, bundle, trial, begin)
-            rows += [_row(model, artifact, bundle, reference, found) for artifact in _packages(bundle)]
-            accuracies += [Accuracy(p, found[p]) for p in PRECISIONS if trial.labels is not None]
+        each = [_findings(model, data, tokenizer, limit, pairs, work, begin) for model in models or MODELS]
+    rows = [row for found in each for row in found.rows]
+    accuracies = [one for found in each for one in found.accuracies]
     output.document |= {"rows": rows, "accuracy": accuracies, "limit": limit, "pairs": pairs}
     for title, columns, cells in tables(rows, accuracies, limit):
         output.table(title, columns, cells)
@@ -168,6 +175,28 @@ def command(
 def failures(rows: Sequence[Row]) -> list[str]:
     """Bounds that are broken."""
     return [failure for row in rows for failure in row.failures()]
+
+
+def _findings(model: str, data: Path, tokenizer: str | None, limit: int, pairs: int, work: Path, say: Say) -> Findings:
+    """Of this run, or of an earlier one with the same packages, the same pictures and the same code."""
+    bundle = Bundle.open(_bundle(model, work, data, tokenizer, say))
+    kept = work / f"{model}-{_fingerprint(bundle, limit if model == STUDENT else pairs)}.json"
+    if kept.is_file():
+        return msgspec.json.decode(kept.read_bytes(), type=Findings)
+    trial = _trial(model, bundle, data, limit, pairs)
+    reference, found = measured(model, bundle, trial, say)
+    rows = [_row(model, artifact, bundle, reference, found) for artifact in _packages(bundle)]
+    findings = Findings(rows, [Accuracy(p, found[p]) for p in PRECISIONS if trial.labels is not None])
+    kept.write_bytes(msgspec.json.encode(findings))
+    return findings
+
+
+def _fingerprint(bundle: Bundle, count: int) -> str:
+    """Of all that is compared, and of the code that carries it out."""
+    digest = hashlib.sha256(f"{bundle.digest} {count} {np.__version__}".encode())
+    for file in sorted((*Path(backends.__file__).parent.glob("*.py"), Path(__file__), Path(fidelity.__file__))):
+        digest.update(file.read_bytes())
+    return digest.hexdigest()[:16]
 
 
 def measured(model: str, bundle: Bundle, trial: Trial, say: Say) -> tuple[Embedded, dict[Precision, Fidelity]]:
