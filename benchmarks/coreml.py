@@ -134,7 +134,7 @@ class Findings:
 @click.option("--tokenizer", help="OpenAI's merges, for the models with random weights.")
 @click.option("--model", "models", type=click.Choice(list(MODELS)), multiple=True, help="All, by default.")
 @click.option("--limit", type=click.IntRange(min=2), default=1000, show_default=True, help="Pictures for top-1.")
-@click.option("--pairs", type=click.IntRange(min=2), default=64, show_default=True, help="Captioned pictures.")
+@click.option("--pairs", type=click.IntRange(min=2), default=24, show_default=True, help="Captioned pictures.")
 @click.option("--work", type=click.Path(path_type=Path), default=Path("build/coreml"), show_default=True)
 @click.option("--report", type=click.Path(path_type=Path), help="A Markdown file to write.")
 @click.pass_obj
