@@ -237,6 +237,7 @@ def test_a_bundle_without_packages_says_how_to_get_one() -> None:
     assert "--target coreml --precision fp16" in done.stderr
 
 
+@pytest.mark.nightly
 def test_the_built_in_model_becomes_a_package_without_its_checkpoint(tmp_path: Path) -> None:
     path = tmp_path / "b.edgeclip"
     done = edgeclip("export", BUILT_IN, "--target", "coreml", "--precision", "fp16", "--tower", "image", "-o", path)

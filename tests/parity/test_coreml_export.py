@@ -177,7 +177,7 @@ def sharp(clip: Any) -> None:
         linear.weight.mul_(400)
 
 
-@pytest.mark.parametrize("change", [loud, sharp])
+@pytest.mark.parametrize("change", [loud, pytest.param(sharp, marks=pytest.mark.nightly)])
 def test_numbers_that_half_precision_does_not_hold_stay_in_single(
     change: Callable[[Any], None], monkeypatch: pytest.MonkeyPatch
 ) -> None:
