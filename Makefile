@@ -12,7 +12,7 @@ PHOTOGRAPHS = build/photographs
 SCIKIT_IMAGE = 'scikit-image>=0.25,<1'
 SCIKIT_IMAGE_FILES = astronaut.png brick.png camera.png chelsea.png coffee.png coins.png grass.png motorcycle_left.png rocket.jpg
 
-.PHONY: setup demo demo-export test test-nightly test-tensorrt check format bench bench-precisions clean
+.PHONY: setup demo demo-export test test-nightly test-tensorrt check format bench bench-precisions bench-coreml clean
 
 setup: $(VENV)/.ready $(MERGES)
 
@@ -69,6 +69,11 @@ bench: setup
 bench-precisions: setup
 	$(if $(EDGECLIP_DATA),,$(error EDGECLIP_DATA names the folder of the data: make bench-precisions EDGECLIP_DATA=DIR))
 	$(BIN)/python -m edgeclip.benchmarks.precisions --data $(EDGECLIP_DATA) --tokenizer $(MERGES) --report docs/reports/precisions
+
+# Packages for Core ML, carried out in NumPy; made on the first run and kept in build/coreml.
+bench-coreml: setup
+	$(if $(EDGECLIP_DATA),,$(error EDGECLIP_DATA names the folder of the data: make bench-coreml EDGECLIP_DATA=DIR))
+	$(BIN)/python -m edgeclip.benchmarks.coreml --data $(EDGECLIP_DATA) --tokenizer $(MERGES) --report docs/reports/coreml.md
 
 clean:
 	rm -rf $(VENV) build *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis

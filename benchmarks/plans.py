@@ -6,7 +6,6 @@ ONNX Runtime runs the same graphs on pictures and captions. No kernel of TensorR
 
 from __future__ import annotations
 
-import subprocess
 import sys
 import tempfile
 import time
@@ -19,12 +18,13 @@ import click
 import numpy as np
 
 from edgeclip.backends.base import Array, Embeddings
+from edgeclip.benchmarks import commands
 from edgeclip.bundle import Bundle
 from edgeclip.cli import machine, progress
 from edgeclip.cli.group import Command, examples
 from edgeclip.cli.options import need
 from edgeclip.cli.output import Output
-from edgeclip.errors import ExportError, ParityError, UsageError
+from edgeclip.errors import ParityError, UsageError
 from edgeclip.loading import BUILT_IN
 from edgeclip.manifest import Artifact, Precision
 from edgeclip.outcome import open_session
@@ -204,27 +204,17 @@ def _bundle(model: str, folder: Path, data: Path, tokenizer: str | None, say: Sa
         source = folder / model
         say(f"{model}: random weights")
         named = ["--tokenizer", tokenizer] if tokenizer else []
-        _run("edgeclip.export.random_checkpoint", model, str(source), *named)
+        commands.run("edgeclip.export.random_checkpoint", model, str(source), *named)
     say(f"{model}: export")
-    _run("edgeclip", "export", str(source), "--target", "onnx", "--precision", "fp32", "-o", str(path), *options)
+    commands.run(
+        "edgeclip", "export", str(source), "--target", "onnx", "--precision", "fp32", "-o", str(path), *options
+    )
     if model == "built-in":
         source = path
     calibrated = ["--calib", str(data / CALIBRATED_ON)]
     asked = ["--target", "tensorrt", "--precision", ",".join(PRECISIONS), *calibrated]
-    _run("edgeclip", "export", str(source), *asked, "-o", str(path), *options)
+    commands.run("edgeclip", "export", str(source), *asked, "-o", str(path), *options)
     return Bundle.open(path)
-
-
-def _run(module: str, *arguments: str) -> None:
-    done = subprocess.run(
-        [sys.executable, "-m", module, *arguments, "--quiet"],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        check=False,
-    )
-    if done.returncode:
-        raise ExportError(f"{module} {arguments[0]} ended with {done.returncode}: {done.stdout.strip()[-500:]}")
 
 
 def to_markdown(rows: Sequence[Row], limit: int) -> str:

@@ -4,17 +4,16 @@ from __future__ import annotations
 
 import hashlib
 import shutil
-import subprocess
-import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import edgeclip
+from edgeclip.benchmarks import commands
 from edgeclip.benchmarks.prepare import make_checkpoint
 from edgeclip.bundle import Bundle
 from edgeclip.cli import machine
-from edgeclip.errors import ExportError, UsageError
+from edgeclip.errors import UsageError
 from edgeclip.loading import BUILT_IN
 from edgeclip.manifest import Precision, Target
 
@@ -31,7 +30,7 @@ INTEGERS: dict[Precision, tuple[Target, ...]] = {
     "w8a8": ("onnx", "openvino", "tensorrt"),
     "w4a16": ("openvino",),
 }
-_MADE_BY = ("torch", "onnx", "onnxscript", "onnxruntime", "openvino", "nncf")
+_MADE_BY = ("torch", "onnx", "onnxscript", "onnxruntime", "openvino", "nncf", "coremltools")
 Say = Callable[[str], None]
 
 
@@ -65,9 +64,7 @@ class Workshop:
 
     def teacher(self) -> Subject:
         """What the student was distilled from; only a checkout has it."""
-        if not TEACHER.is_dir():
-            raise UsageError(f"{TEACHER}: no such folder", hint="run this in a checkout of the repository")
-        bundle = self._bundle("teacher", TEACHER)
+        bundle = self._bundle("teacher", require(TEACHER))
         return Subject("teacher", "edge-t, its teacher", bundle, trained=True)
 
     def b32(self) -> Subject:
@@ -104,21 +101,17 @@ class Workshop:
         return bundle
 
     def add(self, bundle: Path, command: Sequence[str], targets: Sequence[str], precision: str) -> None:
-        """Have the command line add what the bundle has not got."""
+        """Have the command line add the targets that the bundle has not got.
+
+        Args:
+            precision: one, or several with commas, which come together.
+        """
         missing = [target for target in targets if not _has(bundle, target, precision)]
         if not missing:
             return
         self.say(f"{bundle.stem}: {', '.join(missing)} {precision}")
-        arguments = [*command, "--target", ",".join(missing), "--precision", precision, "-o", str(bundle), "--quiet"]
-        done = subprocess.run(
-            [sys.executable, "-m", "edgeclip", *arguments],
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-            check=False,
-        )
-        if done.returncode:
-            raise ExportError(f"edgeclip {command[0]} ended with {done.returncode}: {done.stdout.strip()[-500:]}")
+        arguments = [*command, "--target", ",".join(missing), "--precision", precision, "-o", str(bundle)]
+        commands.run("edgeclip", *arguments)
 
     def _measured(self, key: str, precision: Precision) -> list[str]:
         """What a precision is calibrated on, and how much of top-1 it may lose."""
@@ -136,8 +129,22 @@ MAKERS: dict[str, Callable[[Workshop], Subject]] = {
 }
 
 
+def require(folder: Path) -> Path:
+    """A folder of the repository.
+
+    Raises:
+        UsageError: it is not there.
+    """
+    if not folder.is_dir():
+        raise UsageError(f"{folder}: no such folder", hint="run this in a checkout of the repository")
+    return folder
+
+
 def _has(bundle: Path, target: str, precision: str) -> bool:
-    return bundle.is_file() and len(Bundle.open(bundle).artifacts(target=target, precision=precision)) == 2
+    if not bundle.is_file():
+        return False
+    held = Bundle.open(bundle)
+    return all(len(held.artifacts(target=target, precision=one)) == 2 for one in precision.split(","))
 
 
 def _digest_of(source: Path) -> str:

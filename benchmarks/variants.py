@@ -19,8 +19,8 @@ from edgeclip.selection import PRECISIONS
 
 TIMED: dict[Target, str] = {"onnx": "onnxruntime", "openvino": "openvino"}
 """Targets whose own engine is here, and that engine."""
-MEASURED: tuple[Target, ...] = (*TIMED, "tensorrt")
-"""Targets whose accuracy is told; TensorRT's artifacts are ONNX, and run elsewhere too."""
+MEASURED: tuple[Target, ...] = (*TIMED, "tensorrt", "coreml")
+"""Targets whose accuracy is told, by their own engine or another that runs their artifacts."""
 BATCH = 32
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +11,7 @@ import torch
 
 from edgeclip.quantize import mil
 from edgeclip.quantize.mil import ct
-from edgeclip.quantize.mil_process import OPTIONS, RESULT
+from edgeclip.quantize.mil_process import OPTIONS, RESULT, serve
 
 _UNWANTED = {
     "common::add_int16_cast",  # of token ids: it takes int16 for ids that need uint16
@@ -85,4 +84,4 @@ def _describe(model: Any, options: dict[str, Any]) -> None:
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]))
+    serve(main)

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from edgeclip.errors import ExportError
-from edgeclip.export.graph import normalize
+from edgeclip.export.graph import PlanarImageGraph, TextGraph
 from edgeclip.manifest import Preprocess, Tower
 from edgeclip.train.models.clip import Clip
 from edgeclip.train.models.folding import fold_batchnorm
@@ -19,37 +19,6 @@ MAX_TEXTS = 8
 """Rows of ids that a text program takes at once."""
 _EXACT_IN_HALF = 1 << 11
 """Whole numbers up to here are exact in half precision."""
-
-
-class PlanarImageGraph(nn.Module):
-    """Values 0 to 255, float32 [1, 3, S, S], to float32 [1, D] embeddings, L2-normalised.
-
-    What the graph computes itself, outside the tower, is meant to stay in float32.
-    """
-
-    scale: Tensor
-    shift: Tensor
-
-    def __init__(self, tower: nn.Module, preprocess: Preprocess) -> None:
-        super().__init__()
-        self.tower = tower
-        mean, std = torch.tensor(preprocess.mean), torch.tensor(preprocess.std)
-        self.register_buffer("scale", (1 / (255 * std)).view(1, 3, 1, 1))
-        self.register_buffer("shift", (-mean / std).view(1, 3, 1, 1))
-
-    def forward(self, pixels: Tensor) -> Tensor:
-        return normalize(self.tower(pixels * self.scale + self.shift))
-
-
-class WholeTextGraph(nn.Module):
-    """int32 [B, C] token ids, C the whole context, to float32 [B, D] embeddings, L2-normalised."""
-
-    def __init__(self, text: TextTransformer) -> None:
-        super().__init__()
-        self.tower = PooledText(text)
-
-    def forward(self, ids: Tensor) -> Tensor:
-        return normalize(self.tower(ids))
 
 
 class PooledText(nn.Module):
@@ -97,7 +66,7 @@ def coreml_graph(clip: Clip, tower: Tower, preprocess: Preprocess) -> nn.Module:
         ExportError: the text tower's context is too long.
     """
     if tower == "text":
-        return WholeTextGraph(clip.text).eval()
+        return TextGraph(PooledText(clip.text)).eval()
     return PlanarImageGraph(fold_batchnorm(clip.image), preprocess).eval()
 
 

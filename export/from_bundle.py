@@ -3,23 +3,27 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from edgeclip.bundle import Bundle
-from edgeclip.errors import EdgeClipError, UsageError
+from edgeclip.errors import EdgeClipError
+from edgeclip.export.bundle_source import source_of
+from edgeclip.export.to_coreml import Packages
 from edgeclip.export.to_openvino import to_openvino
 from edgeclip.export.to_tensorrt import to_tensorrt
 from edgeclip.golden import Golden
 from edgeclip.manifest import Target
 from edgeclip.outcome import Job, Outcome, draft, judge
+from edgeclip.quantize import mil_process
 from edgeclip.quantize.bundled import add_published, portable, subject_of
 from edgeclip.quantize.jobs import quantize
 from edgeclip.quantize.quantizer import Progress, Settings
 from edgeclip.quantize.scheme import is_integer
 from edgeclip.quantize.widen import widen
 
-TARGETS: frozenset[Target] = frozenset({"onnx", "openvino", "tensorrt"})
-"""What is made of ONNX."""
+_LIBRARIES: dict[Target, tuple[str, ...]] = {"openvino": ("openvino",), "coreml": ("torch", "coremltools")}
+"""Distributions besides onnx whose versions a floating-point artifact notes."""
 
 
 def export_bundle(
@@ -48,20 +52,12 @@ def export_bundle(
         One outcome a job, in their order.
 
     Raises:
-        UsageError: the bundle has no floating-point ONNX of a tower, or a target is made of checkpoints alone.
+        UsageError: the bundle has no floating-point ONNX of a tower; or, for Core ML, its model is of no
+            architecture with a name.
         ExportExistsError: it has such an artifact already.
     """
-    if unknown := {job.target for job in jobs} - TARGETS:
-        raise UsageError(f"target {unknown.pop()} cannot be made from a bundle", hint="export the checkpoint")
-    golden = Golden.from_bytes(bundle.read(bundle.manifest.golden))
-    outcomes = {}
-    for job in jobs:
-        if not is_integer(job.precision):
-            progress(str(job))
-            outcomes[job] = _attempt(bundle, job, golden)
-    if integers := [job for job in jobs if is_integer(job.precision)]:
-        subject = subject_of(bundle, list(dict.fromkeys(job.tower for job in integers)))
-        outcomes |= quantize(subject, integers, settings, progress=progress)
+    with mil_process.staying():
+        outcomes = _build(bundle, jobs, settings, progress)
     ordered = [outcomes[job] for job in jobs]
     add_published(
         bundle,
@@ -75,11 +71,31 @@ def export_bundle(
     return ordered
 
 
-def _attempt(bundle: Bundle, job: Job, golden: Golden) -> Outcome:
+def _build(bundle: Bundle, jobs: Sequence[Job], settings: Settings, progress: Progress) -> dict[Job, Outcome]:
+    golden = Golden.from_bytes(bundle.read(bundle.manifest.golden))
+    package_of = _packages(bundle, jobs, golden)
+    outcomes = {}
+    for job in jobs:
+        if not is_integer(job.precision):
+            progress(str(job))
+            outcomes[job] = _attempt(bundle, job, golden, package_of)
+    if integers := [job for job in jobs if is_integer(job.precision)]:
+        subject = subject_of(bundle, list(dict.fromkeys(job.tower for job in integers)))
+        outcomes |= quantize(replace(subject, packages=package_of), integers, settings, progress=progress)
+    return outcomes
+
+
+def _packages(bundle: Bundle, jobs: Sequence[Job], golden: Golden) -> Packages | None:
+    """Core ML packages, for which the model is built again in PyTorch."""
+    towers = list(dict.fromkeys(job.tower for job in jobs if job.target == "coreml"))
+    return Packages(source_of(bundle, towers), golden, jobs) if towers else None
+
+
+def _attempt(bundle: Bundle, job: Job, golden: Golden, package_of: Packages | None) -> Outcome:
     """Make a floating-point artifact, and run it on the golden inputs."""
     manifest = bundle.manifest
     try:
-        files, opset = _make(bundle, job)
+        files, opset = _package(job, package_of) if package_of and job.target == "coreml" else _make(bundle, job)
         artifact = draft(
             job,
             files,
@@ -87,11 +103,16 @@ def _attempt(bundle: Bundle, job: Job, golden: Golden) -> Outcome:
             manifest.model.embed_dim,
             manifest.tokenizer.context_length if manifest.tokenizer else None,
             opset=opset,
-            libraries=("onnx", *(["openvino"] if job.target == "openvino" else [])),
+            libraries=("onnx", *_LIBRARIES.get(job.target, ())),
         )
         return judge(job, artifact, files, golden)
     except EdgeClipError as exc:
         return Outcome(job, failures=[exc.message], error=exc)
+
+
+def _package(job: Job, package_of: Packages) -> tuple[dict[str, bytes], None]:
+    """A Core ML artifact's files; it has no opset."""
+    return {f"{job.folder}/{name}": data for name, data in package_of(job.tower, job.precision).items()}, None
 
 
 def _make(bundle: Bundle, job: Job) -> tuple[dict[str, bytes], int | None]:

@@ -11,13 +11,13 @@ from edgeclip.train.models.folding import fold_batchnorm
 from edgeclip.train.models.layers import to_precision
 
 
-class ImageGraph(nn.Module):
-    """uint8 [B, S, S, 3] pixels to float32 [B, D] embeddings, L2-normalised."""
+class PlanarImageGraph(nn.Module):
+    """Values 0 to 255, float32 [B, 3, S, S], to float32 [B, D] embeddings, L2-normalised."""
 
     scale: Tensor
     shift: Tensor
 
-    def __init__(self, tower: nn.Module, preprocess: Preprocess, dtype: torch.dtype) -> None:
+    def __init__(self, tower: nn.Module, preprocess: Preprocess, dtype: torch.dtype = torch.float32) -> None:
         super().__init__()
         self.tower = tower
         self.dtype = dtype
@@ -26,8 +26,14 @@ class ImageGraph(nn.Module):
         self.register_buffer("shift", (-mean / std).view(1, 3, 1, 1))
 
     def forward(self, pixels: Tensor) -> Tensor:
-        x = pixels.permute(0, 3, 1, 2).float() * self.scale + self.shift  # [B, 3, S, S]
-        return normalize(self.tower(x.to(self.dtype)))
+        return normalize(self.tower((pixels * self.scale + self.shift).to(self.dtype)))
+
+
+class ImageGraph(PlanarImageGraph):
+    """uint8 [B, S, S, 3] pixels to float32 [B, D] embeddings, L2-normalised."""
+
+    def forward(self, pixels: Tensor) -> Tensor:
+        return super().forward(pixels.permute(0, 3, 1, 2).float())
 
 
 class TextGraph(nn.Module):

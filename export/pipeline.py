@@ -17,7 +17,7 @@ from edgeclip.errors import EdgeClipError, ExportExistsError, NonFiniteError, Us
 from edgeclip.export.golden import make_golden
 from edgeclip.export.graph import example, tower_graph
 from edgeclip.export.source import Source
-from edgeclip.export.to_coreml import to_coreml
+from edgeclip.export.to_coreml import Packages
 from edgeclip.export.to_onnx import DEFAULT_OPSET, to_onnx
 from edgeclip.export.to_openvino import to_openvino
 from edgeclip.export.to_tensorrt import to_tensorrt
@@ -25,6 +25,7 @@ from edgeclip.golden import FILE as GOLDEN
 from edgeclip.golden import Golden
 from edgeclip.manifest import FORMAT_VERSION, Manifest, Precision, Target, Tower
 from edgeclip.outcome import MAX_BATCH, Job, Outcome, draft, jobs_of, judge, publishable, refuse_existing
+from edgeclip.quantize import mil_process
 from edgeclip.quantize.deployment import deployment
 from edgeclip.quantize.jobs import quantize
 from edgeclip.quantize.package_readme import readmes
@@ -117,7 +118,8 @@ def export(
         existing = _existing(output, source, jobs, force=force)
         progress("golden vectors")
         golden = _golden(source, existing)
-        outcomes = _build(source, golden, jobs, opset, settings, progress)
+        with mil_process.staying():
+            outcomes = _build(source, golden, jobs, opset, settings, progress)
         if good := publishable(outcomes, keep_going=keep_going, allow_below_gate=allow_below_gate):
             progress("bundle")
             _publish(output, source, golden, existing, good)
@@ -165,7 +167,7 @@ def _build(
     source: Source, golden: Golden, jobs: Sequence[Job], opset: int, settings: Settings, progress: Progress
 ) -> list[Outcome]:
     """An outcome for each job, in their order. One that fails does not keep the others from being made."""
-    onnx_of, package_of = _Portable(source, opset), _Packages(source, golden, jobs)
+    onnx_of, package_of = _Portable(source, opset), Packages(source, golden, jobs)
     outcomes = {}
     for job in jobs:
         if not is_integer(job.precision):
@@ -192,24 +194,7 @@ class _Portable:
         return self._made[tower, dtype]
 
 
-class _Packages:
-    """The Core ML package of each tower, type and system, made once."""
-
-    def __init__(self, source: Source, golden: Golden, jobs: Sequence[Job]) -> None:
-        self._source, self._golden = source, golden
-        self._systems = {job.precision: job.deployment for job in jobs if job.deployment}
-        self._made: dict[tuple[Tower, bool, str], dict[str, bytes]] = {}
-
-    def __call__(self, tower: Tower, precision: Precision) -> dict[str, bytes]:
-        """Of an integer precision, the package in half precision that it is made from."""
-        half, system = precision != "fp32", self._systems[precision]
-        if (tower, half, system) not in self._made:
-            made = to_coreml(self._source, self._golden, tower, half=half, deployment=system)
-            self._made[tower, half, system] = made
-        return self._made[tower, half, system]
-
-
-def _attempt(job: Job, source: Source, golden: Golden, onnx_of: _Portable, package_of: _Packages) -> Outcome:
+def _attempt(job: Job, source: Source, golden: Golden, onnx_of: _Portable, package_of: Packages) -> Outcome:
     """Make a floating-point artifact, and run it on the golden inputs."""
     try:
         made = package_of(job.tower, job.precision) if job.target == "coreml" else _make(job, onnx_of)
@@ -241,7 +226,7 @@ def _quantize(
     golden: Golden,
     jobs: Sequence[Job],
     onnx_of: _Portable,
-    package_of: _Packages,
+    package_of: Packages,
     settings: Settings,
     progress: Progress,
 ) -> dict[Job, Outcome]:

@@ -9,7 +9,8 @@ from __future__ import annotations
 import json
 import tempfile
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -23,19 +24,43 @@ from edgeclip.export.coreml_program import trace
 from edgeclip.export.half_range import too_large_for_half
 from edgeclip.export.source import Source
 from edgeclip.golden import Golden
-from edgeclip.manifest import Tower
-from edgeclip.outcome import INPUT, OUTPUT
+from edgeclip.manifest import Precision, Tower
+from edgeclip.outcome import INPUT, OUTPUT, Job
 from edgeclip.quantize import mil_process
 
 CHILD = "edgeclip.export.coreml_child"
 PROGRAM = "program.pt2"
 
 
-def to_coreml(source: Source, golden: Golden, tower: Tower, *, half: bool, deployment: str) -> dict[str, bytes]:
-    """Convert a tower.
+class Traced:
+    """A tower as PyTorch sees it, to be converted at any precision and for any system.
 
     Args:
         golden: inputs on which the range of numbers is looked at: what half precision may not hold stays in float32.
+
+    Raises:
+        ExportError: PyTorch cannot trace the tower.
+    """
+
+    def __init__(self, source: Source, golden: Golden, tower: Tower) -> None:
+        self.tower: Tower = tower
+        self.program = trace(
+            coreml_graph(source.clip, tower, source.preprocess), coreml_example(source.clip, tower), tower
+        )
+        self.shape = _shape(source, tower)
+        self.about = _about(source, tower)
+        self._golden = golden
+
+    @cached_property
+    def float32(self) -> list[str]:
+        """Names of the operators that stay in float32 where the others are in half precision."""
+        return too_large_for_half(self.program, _inputs(self._golden, self.tower))
+
+
+def to_coreml(traced: Traced, *, half: bool, deployment: str) -> dict[str, bytes]:
+    """Convert a tower.
+
+    Args:
         half: compute in half precision.
         deployment: the oldest system that shall run it: see `edgeclip.quantize.deployment`.
 
@@ -44,26 +69,47 @@ def to_coreml(source: Source, golden: Golden, tower: Tower, *, half: bool, deplo
 
     Raises:
         TargetUnavailableError: coremltools is not installed.
-        ExportError: PyTorch cannot trace the tower, or coremltools failed.
+        ExportError: coremltools failed.
     """
-    program = trace(coreml_graph(source.clip, tower, source.preprocess), coreml_example(source.clip, tower), tower)
     options = {
-        "tower": tower,
-        "input": INPUT[tower],
+        "tower": traced.tower,
+        "input": INPUT[traced.tower],
         "output": OUTPUT,
         "half": half,
-        "float32": too_large_for_half(program, _inputs(golden, tower)) if half else [],
+        "float32": traced.float32 if half else [],
         "deployment": deployment,
-        "shape": _shape(source, tower),
-        "batches": MAX_TEXTS if tower == "text" else 1,
-        "about": _about(source, tower),
+        "shape": traced.shape,
+        "batches": MAX_TEXTS if traced.tower == "text" else 1,
+        "about": traced.about,
     }
     with tempfile.TemporaryDirectory(prefix="edgeclip-") as name:
         folder = Path(name)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            torch.export.save(program, folder / PROGRAM)
+            torch.export.save(traced.program, folder / PROGRAM)
         return mil_process.run(CHILD, folder, options)
+
+
+class Packages:
+    """The Core ML package of each tower, type and system, made once, of towers that are traced once."""
+
+    def __init__(self, source: Source, golden: Golden, jobs: Sequence[Job]) -> None:
+        self._source, self._golden = source, golden
+        self._systems = {job.precision: job.deployment for job in jobs if job.deployment}
+        self._traced: dict[Tower, Traced] = {}
+        self._made: dict[tuple[Tower, bool, str], dict[str, bytes]] = {}
+
+    def __call__(self, tower: Tower, precision: Precision) -> dict[str, bytes]:
+        """Of an integer precision, the package in half precision that it is made from."""
+        half, system = precision != "fp32", self._systems[precision]
+        if (tower, half, system) not in self._made:
+            self._made[tower, half, system] = to_coreml(self._trace(tower), half=half, deployment=system)
+        return self._made[tower, half, system]
+
+    def _trace(self, tower: Tower) -> Traced:
+        if tower not in self._traced:
+            self._traced[tower] = Traced(self._source, self._golden, tower)
+        return self._traced[tower]
 
 
 def _inputs(golden: Golden, tower: Tower) -> Iterator[Tensor]:

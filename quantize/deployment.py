@@ -21,8 +21,16 @@ def deployment(precision: Precision, asked: str | None = None) -> str:
     least = _NEEDS.get(precision, DEFAULT)
     if asked is None:
         return least
-    if asked not in SYSTEMS:
-        raise UsageError(f"unknown Core ML target {asked!r}", hint=f"one of: {', '.join(SYSTEMS)}")
+    check(asked)
     if SYSTEMS[asked] < SYSTEMS[least]:
         raise UsageError(f"coreml {precision} needs {least}, not {asked}", hint=f"--coreml-target {least}")
     return asked
+
+
+def check(system: str) -> None:
+    """
+    Raises:
+        UsageError: there is no such system.
+    """
+    if system not in SYSTEMS:
+        raise UsageError(f"unknown Core ML target {system!r}", hint=f"one of: {', '.join(SYSTEMS)}")

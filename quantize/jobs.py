@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from edgeclip.errors import EdgeClipError
 from edgeclip.manifest import Precision, Target
 from edgeclip.outcome import Job, Outcome, draft, judge
+from edgeclip.quantize import mil_process
 from edgeclip.quantize.narrow import OPSET as QUANTIZED_OPSET
 from edgeclip.quantize.produce import LIBRARIES
 from edgeclip.quantize.quantizer import Progress, Quantized, Quantizer, Settings
@@ -34,9 +35,10 @@ def quantize(
     """
     quantizer = Quantizer(subject, settings, progress)
     outcomes: dict[Job, Outcome] = {}
-    for target, precision in dict.fromkeys((job.target, job.precision) for job in jobs):
-        group = [job for job in jobs if (job.target, job.precision) == (target, precision)]
-        outcomes |= _group(quantizer, subject, group, target, precision, libraries)
+    with mil_process.staying():
+        for target, precision in dict.fromkeys((job.target, job.precision) for job in jobs):
+            group = [job for job in jobs if (job.target, job.precision) == (target, precision)]
+            outcomes |= _group(quantizer, subject, group, target, precision, libraries)
     return outcomes
 
 

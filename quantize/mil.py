@@ -49,8 +49,3 @@ def store(model: Any, folder: Path, tower: Tower) -> None:
 def name_of(operation: str) -> str:
     """The name that a layer has in ONNX, and so over all targets, from the name of its operation."""
     return operation.removesuffix(_HALVED).replace("__", ".")
-
-
-def mangled(module: str) -> str:
-    """The name of an operation: a module's, in the letters that are allowed. `name_of` is the inverse."""
-    return module.replace(".", "__")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import sys
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any, cast
@@ -15,7 +14,7 @@ from edgeclip.quantize import mil
 from edgeclip.quantize.deployment import SYSTEMS
 from edgeclip.quantize.groups import group_size
 from edgeclip.quantize.mil import ct
-from edgeclip.quantize.mil_process import OPTIONS, RESULT
+from edgeclip.quantize.mil_process import OPTIONS, RESULT, serve
 from edgeclip.quantize.onnx_weights import MIN_SIZE, to_integers
 from edgeclip.quantize.palette import palette
 
@@ -197,4 +196,4 @@ def _arguments(operation: Any) -> set[str]:
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]))
+    serve(main)

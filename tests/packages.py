@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from edgeclip.export.golden import reference
 from edgeclip.export.source import Source
-from edgeclip.export.to_coreml import to_coreml
+from edgeclip.export.to_coreml import Traced, to_coreml
 from edgeclip.golden import Golden
 from edgeclip.manifest import ModelSpec, Precision, Provenance, TokenizerSpec
 from edgeclip.outcome import Job, draft, open_session
@@ -82,7 +82,12 @@ def floating(kind: Kind, *, half: bool = True, system: str = "iOS17") -> Package
 
 @cache
 def _floating(kind: Kind, half: bool, system: str) -> Package:
-    return to_coreml(source(kind), golden(kind), tower_of(kind), half=half, deployment=system)
+    return to_coreml(traced(kind), half=half, deployment=system)
+
+
+@cache
+def traced(kind: Kind) -> Traced:
+    return Traced(source(kind), golden(kind), tower_of(kind))
 
 
 @cache
@@ -129,7 +134,3 @@ def with_weights(model: Source, change: Any) -> Source:
     with torch.no_grad():
         change(clip)
     return replace(model, clip=clip)
-
-
-def size(package: Mapping[str, bytes]) -> int:
-    return sum(map(len, package.values()))

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgeclip.buffers import Buffer
-from edgeclip.errors import EdgeClipError, ResourceError, TargetLoadError
+from edgeclip.errors import EdgeClipError, ResourceError, TargetLoadError, TargetUnavailableError
 from edgeclip.manifest import Artifact, Compute
 
 Array = NDArray[Any]
@@ -82,6 +82,23 @@ class Backend(Protocol):
             TargetLoadError: the engine refuses the graph.
             ResourceError: not enough memory.
         """
+
+
+def require_own_types(options: Options, name: str, types_of: str) -> None:
+    """Of engines that leave the choice of types to what they run.
+
+    Args:
+        name: of the backend.
+        types_of: what has the types, in a word.
+
+    Raises:
+        TargetUnavailableError: `compute` asks for an arithmetic.
+    """
+    if options.compute != "f32":
+        raise TargetUnavailableError(
+            f"{name} computes in the types of the {types_of}, not in {options.compute}",
+            hint="leave `compute` at f32, or choose another precision",
+        )
 
 
 @contextmanager

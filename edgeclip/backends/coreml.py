@@ -21,7 +21,7 @@ import numpy as np
 from PIL import Image
 
 from edgeclip.backends import coreml_compiled, coreml_inputs, coreml_package, mil_program
-from edgeclip.backends.base import Array, Embeddings, Engine, Files, Options, engine_errors
+from edgeclip.backends.base import Array, Embeddings, Engine, Files, Options, engine_errors, require_own_types
 from edgeclip.backends.coreml_library import ct
 from edgeclip.backends.mil_program import ImageFeature, Program
 from edgeclip.cpus import available_cpus
@@ -65,7 +65,7 @@ def open(artifact: Artifact, files: Files, options: Options) -> CoreMlSession:
     """
     _require_known(options)
     units = ct.ComputeUnit[_UNITS[options.device]]
-    with engine_errors(artifact, "load"):
+    with engine_errors(artifact, "load"), coreml_package.naming(artifact):
         package = coreml_package.read(artifact.file, files)
         program = mil_program.parse(package.specification)
         coreml_package.require_own_weights(package, program)
@@ -127,11 +127,7 @@ class CoreMlSession:
 def _require_known(options: Options) -> None:
     if options.device not in devices():
         raise TargetUnavailableError(f"coreml has no device {options.device!r} here; it has: {', '.join(devices())}")
-    if options.compute != "f32":
-        raise TargetUnavailableError(
-            f"coreml computes in the types of the program, not in {options.compute}",
-            hint="leave `compute` at f32, or choose another precision",
-        )
+    require_own_types(options, "coreml", "program")
 
 
 def _require_used(artifact: Artifact, device: str, placement: dict[str, int]) -> None:

@@ -7,13 +7,15 @@ every path is held against the files that the artifact really has; nothing is lo
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from edgeclip import manifest, paths
 from edgeclip.buffers import Buffer
-from edgeclip.errors import BundleFormatError, BundlePathError
+from edgeclip.errors import BundleFormatError, BundlePathError, TargetLoadError
+from edgeclip.manifest import Artifact
 
 if TYPE_CHECKING:
     from edgeclip.backends.mil_program import Program
@@ -69,9 +71,7 @@ def read(file: str, files: Mapping[str, Buffer]) -> Package:
     inside = {name.removeprefix(f"{package}/"): files[name] for name in files if name.startswith(f"{package}/")}
     items = _items(document, listing)
     for path in items.values():
-        paths.check(path)
-        if not _members(path, inside):
-            raise BundlePathError(f"{listing}: path {path!r} is not in the package")
+        _check_path(path, inside, listing)
     listed = {LISTING}.union(*(_members(path, inside) for path in items.values()))
     if strangers := sorted(set(inside) - listed):
         raise BundleFormatError(f"{listing}: says nothing of {strangers[0]!r}, which lies in the package")
@@ -80,6 +80,15 @@ def read(file: str, files: Mapping[str, Buffer]) -> Package:
     if model not in inside or not model.endswith(".mlmodel"):
         raise BundleFormatError(f"{listing}: its root model is not a .mlmodel of the package")
     return Package(package, model, inside)
+
+
+@contextmanager
+def naming(artifact: Artifact) -> Iterator[None]:
+    """What is wrong with a program or its weights is said of the package that they are in."""
+    try:
+        yield
+    except TargetLoadError as exc:
+        raise TargetLoadError(f"{artifact.file.rpartition('/')[0]}: {exc.message}", hint=exc.hint) from exc
 
 
 def require_own_weights(package: Package, program: Program) -> None:
@@ -104,6 +113,15 @@ def _items(document: Any, listing: str) -> dict[str, str]:
             raise BundleFormatError(f"{listing}: an item without a path")
         found[identifier] = path
     return found
+
+
+def _check_path(path: str, inside: Mapping[str, Buffer], listing: str) -> None:
+    try:
+        paths.check(path)
+    except BundlePathError as exc:
+        raise BundlePathError(f"{listing}: {exc.message}") from exc
+    if not _members(path, inside):
+        raise BundlePathError(f"{listing}: path {path!r} is not in the package")
 
 
 def _members(path: str, inside: Mapping[str, Buffer]) -> set[str]:

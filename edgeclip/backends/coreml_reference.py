@@ -12,7 +12,7 @@ from importlib.metadata import version
 import numpy as np
 
 from edgeclip.backends import coreml_inputs, coreml_package, mil_program
-from edgeclip.backends.base import Array, Embeddings, Engine, Files, Options, engine_errors
+from edgeclip.backends.base import Array, Embeddings, Engine, Files, Options, engine_errors, require_own_types
 from edgeclip.backends.mil_executor import Executor
 from edgeclip.backends.mil_program import ImageFeature
 from edgeclip.cpus import available_cpus
@@ -46,12 +46,8 @@ def open(artifact: Artifact, files: Files, options: Options) -> ReferenceSession
     """
     if options.device != "cpu":
         raise TargetUnavailableError(f"{NAME} has no device {options.device!r}; it has: cpu")
-    if options.compute != "f32":
-        raise TargetUnavailableError(
-            f"{NAME} computes in the types of the program, not in {options.compute}",
-            hint="leave `compute` at f32, or choose another precision",
-        )
-    with engine_errors(artifact, "load"):
+    require_own_types(options, NAME, "program")
+    with engine_errors(artifact, "load"), coreml_package.naming(artifact):
         package = coreml_package.read(artifact.file, files)
         program = mil_program.parse(package.specification)
         coreml_package.require_own_weights(package, program)

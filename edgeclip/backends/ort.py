@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import onnxruntime as ort
 
-from edgeclip.backends.base import Array, Embeddings, Engine, Files, Options, engine_errors
+from edgeclip.backends.base import Array, Embeddings, Engine, Files, Options, engine_errors, require_own_types
 from edgeclip.backends.memfile import as_path
 from edgeclip.errors import TargetUnavailableError
 from edgeclip.manifest import Artifact, Compute
@@ -71,11 +71,7 @@ def _provider(options: Options) -> str:
             f"onnxruntime has no device {options.device!r} here; it has: {', '.join(devices())}",
             hint="pip install onnxruntime-gpu" if options.device == "cuda" else "choose one of these",
         )
-    if options.compute != "f32":
-        raise TargetUnavailableError(
-            f"onnxruntime computes in the types of the graph, not in {options.compute}",
-            hint="leave `compute` at f32, or choose another precision",
-        )
+    require_own_types(options, "onnxruntime", "graph")
     return _PROVIDERS[options.device]
 
 

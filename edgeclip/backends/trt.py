@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from edgeclip.backends import cuda, trt_engines
-from edgeclip.backends.base import Array, Embeddings, Engine, Files, Options, engine_errors
+from edgeclip.backends.base import Array, Embeddings, Engine, Files, Options, engine_errors, require_own_types
 from edgeclip.backends.pool import Pool
 from edgeclip.backends.trt_library import complaints, logger, trt, version
 from edgeclip.backends.trt_runner import Runner, Signature
@@ -54,11 +54,7 @@ def describe(device: str) -> str:
 def open(artifact: Artifact, files: Files, options: Options) -> TrtSession:
     """See `Backend.open`. Builds the engine where the cache has none, and says so in the log."""
     gpu = cuda.describe(ordinal_of(options.device))
-    if options.compute != "f32":
-        raise TargetUnavailableError(
-            f"tensorrt computes in the types of the graph, not in {options.compute}",
-            hint="leave `compute` at f32, or choose another precision",
-        )
+    require_own_types(options, "tensorrt", "graph")
     onnx = files.pop(artifact.file)
     with engine_errors(artifact, "load"):
         held = trt_engines.obtain(artifact, onnx, gpu)

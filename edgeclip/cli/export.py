@@ -14,7 +14,14 @@ from edgeclip import publish
 from edgeclip.bundle import Bundle
 from edgeclip.cli import progress
 from edgeclip.cli.group import Command, examples
-from edgeclip.cli.options import PRECISIONS, checkpoint_options, coreml_target_option, max_batch_option, need_export
+from edgeclip.cli.options import (
+    PRECISIONS,
+    checkpoint_options,
+    coreml_target_option,
+    max_batch_option,
+    need_export,
+    need_toolchains,
+)
 from edgeclip.cli.output import Output
 from edgeclip.cli.parity import COLUMNS, allowed, measured, megabytes
 from edgeclip.cli.quantizing import Measuring, quantize_options, show_budgets
@@ -100,6 +107,8 @@ def command(
     publish.check_output(path, replace=bundle is None or force or path.resolve() == bundle.path.resolve())
     measuring.check(kinds, learned=(Path(source) / SCALES).is_file())
     need_export()
+    if not keep_going:
+        need_toolchains(wanted)
     started = time.perf_counter()
     with progress.steps(output) as begin:
         begin("loading PyTorch")
@@ -144,10 +153,15 @@ def asked_system(value: str | None, targets: Sequence[Target]) -> str | None:
     """What `--coreml-target` says.
 
     Raises:
-        UsageError: nothing is made for Core ML.
+        UsageError: nothing is made for Core ML, or there is no such system.
     """
-    if value is not None and "coreml" not in targets:
+    if value is None:
+        return None
+    if "coreml" not in targets:
         raise UsageError("--coreml-target is for target coreml")
+    from edgeclip.quantize.deployment import check
+
+    check(value)
     return value
 
 

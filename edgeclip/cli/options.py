@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, TypeVar, cast, get_args
 import click
 
 from edgeclip.errors import TargetUnavailableError
-from edgeclip.manifest import Precision, Tower
+from edgeclip.manifest import Precision, Target, Tower
 
 if TYPE_CHECKING:
     from edgeclip.manifest import Compute
@@ -133,6 +133,12 @@ def need(*modules: str, extra: str, what: str) -> None:
 def need_export() -> None:
     """`need` for everything that touches a checkpoint."""
     need("torch", "onnx", "onnxscript", extra="export", what="reading checkpoints and exporting them")
+
+
+def need_toolchains(targets: Sequence[Target]) -> None:
+    """`need` for what targets are made with, so that its lack is known before anything slow."""
+    if "coreml" in targets:
+        need("coremltools", extra="coreml", what="target coreml")
 
 
 def _with(function: Callable[..., Any], *options: Callable[..., Any]) -> Callable[..., Any]:

@@ -14,7 +14,7 @@ from edgeclip.bundle import Bundle
 from edgeclip.cli import progress
 from edgeclip.cli.export import asked_batch, asked_precisions, asked_targets, conclude, show
 from edgeclip.cli.group import Command, examples
-from edgeclip.cli.options import bundle_argument, max_batch_option
+from edgeclip.cli.options import bundle_argument, max_batch_option, need_toolchains
 from edgeclip.cli.output import Output
 from edgeclip.cli.quantizing import Measuring, quantize_options, show_budgets
 from edgeclip.outcome import jobs_of, publishable, raise_if_failed, refuse_existing
@@ -66,6 +66,8 @@ def command(
     path = path or bundle
     publish.check_output(path, replace=path == bundle or force)
     measuring.check(kinds)
+    if not keep_going:
+        need_toolchains(wanted)
     started = time.perf_counter()
     with progress.steps(output) as begin:
         from edgeclip.quantize import scheme

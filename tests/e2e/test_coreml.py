@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 import struct
 from collections.abc import Callable
@@ -12,11 +13,9 @@ import numpy as np
 import pytest
 
 from edgeclip.bundle import Bundle, write_bundle
-from edgeclip.errors import UsageError
-from edgeclip.export.pipeline import plan
-from edgeclip.loading import load
+from edgeclip.loading import BUILT_IN, load
 from edgeclip.train.models.layers import MASKED
-from tests.cli import document, edgeclip, environment
+from tests.cli import document, edgeclip, patched, without
 from tests.mil import proto
 
 IMAGE, TEXT = (f"coreml-fp16/{tower}.mlpackage/Data/com.apple.CoreML" for tower in ("image", "text"))
@@ -141,6 +140,77 @@ def test_a_mask_beyond_half_precision_fails_verification(exported: Path, tmp_pat
     assert not found["image"]
 
 
+def refused(path: Path, code: int, *arguments: str | Path) -> str:
+    """The one line that `edgeclip verify` ends with."""
+    done = edgeclip("verify", path, *(arguments or ("--backend", "coreml-reference")))
+    assert done.returncode == code, done.stderr
+    (line,) = (line for line in done.stderr.splitlines() if line.startswith("error: "))
+    return line
+
+
+def test_a_truncated_program_is_refused(exported: Path, tmp_path: Path) -> None:
+    path = broken(exported, tmp_path / "b.edgeclip", f"{IMAGE}/model.mlmodel", lambda data: data[: len(data) // 2])
+    assert refused(path, 5).startswith("error: coreml-fp16/image.mlpackage: not a Core ML model: ")
+
+
+def test_a_truncated_file_of_weights_is_refused(exported: Path, tmp_path: Path) -> None:
+    path = broken(exported, tmp_path / "b.edgeclip", f"{TEXT}/weights/weight.bin", lambda data: data[: len(data) // 2])
+    assert re.match(
+        r"error: coreml-fp16/text\.mlpackage: @model_path/weights/weight\.bin: bytes \d+ to", refused(path, 5)
+    )
+
+
+def test_a_package_cut_short_on_disk_is_refused_by_its_digest(exported: Path, tmp_path: Path) -> None:
+    Bundle.open(exported).unpack(folder := tmp_path / "b")
+    file = folder / TEXT / "weights" / "weight.bin"
+    file.write_bytes(file.read_bytes()[:-1])
+    assert f"{TEXT}/weights/weight.bin" in refused(folder, 3)
+    file.unlink()
+    assert f"{TEXT}/weights/weight.bin" in refused(folder, 3)
+
+
+def test_a_package_without_its_weights_is_refused(exported: Path, tmp_path: Path) -> None:
+    """Although the bundle's own manifest agrees that there are none."""
+    bundle, gone = Bundle.open(exported), f"{IMAGE}/weights/weight.bin"
+    files = {entry.path: bundle.read(entry.path) for entry in bundle.manifest.files if entry.path != gone}
+    artifacts = tuple(
+        msgspec.structs.replace(one, files=tuple(name for name in one.files if name != gone))
+        for one in bundle.manifest.artifacts
+    )
+    manifest = msgspec.structs.replace(bundle.manifest, files=(), artifacts=artifacts)
+    write_bundle(tmp_path / "b.edgeclip", manifest, files, replace=False)
+    assert "path 'com.apple.CoreML/weights' is not in the package" in refused(tmp_path / "b.edgeclip", 3)
+
+
+@pytest.mark.parametrize("backend", ["coreml-reference", "coreml"])
+def test_a_package_that_points_outside_opens_nothing_there(exported: Path, tmp_path: Path, backend: str) -> None:
+    secret = tmp_path / "secret" / "model.mlmodel"
+    secret.parent.mkdir()
+    secret.write_bytes(b"secret")
+
+    def escape(data: bytes) -> bytes:
+        return data.replace(b"com.apple.CoreML/model.mlmodel", str(secret).encode())
+
+    path = broken(exported, tmp_path / "b.edgeclip", "coreml-fp16/image.mlpackage/Manifest.json", escape)
+    log = tmp_path / "opened"
+    watch = f"import os, sys\nsys.platform = 'darwin'\nlog = os.open({str(log)!r}, os.O_CREAT | os.O_WRONLY)\n"
+    watch += (
+        "sys.addaudithook(lambda event, args: event == 'open' and os.write(log, f'{args[0]}\\n'.encode()) and None)"
+    )
+    done = patched(watch, "verify", path, "--backend", backend)
+    assert done.returncode == 3, done.stderr
+    assert f"image.mlpackage/Manifest.json: path {str(secret)!r}: absolute" in done.stderr
+    opened = log.read_text().splitlines()
+    assert str(path) in opened
+    assert not [name for name in opened if "secret" in name]
+
+
+def test_without_macos_it_offers_the_reference(exported: Path) -> None:
+    done = edgeclip("verify", exported, "--backend", "coreml")
+    assert done.returncode == 5
+    assert "backend coreml: it needs macOS" in done.stderr and "--backend coreml-reference" in done.stderr
+
+
 def test_integers_from_a_bundle(exported: Path, tmp_path: Path) -> None:
     path = tmp_path / "q.edgeclip"
     shutil.copy(exported, path)
@@ -160,17 +230,30 @@ def test_4_bits_need_a_package_for_a_newer_system(exported: Path) -> None:
     assert "coreml w4a16 needs iOS18, the fp16 package is for iOS17" in done.stderr
 
 
-def test_a_bundle_without_packages_says_how_to_get_one(tiny_bundle: Path) -> None:
-    done = edgeclip("quantize", tiny_bundle, "--target", "coreml", "--precision", "w8a16")
-    assert done.returncode == 2
+def test_a_bundle_without_packages_says_how_to_get_one() -> None:
+    done = edgeclip("quantize", BUILT_IN, "--target", "coreml", "--precision", "w8a16")
+    assert done.returncode == 2, done.stderr
     assert "has no Core ML package of the image tower in fp16" in done.stderr
     assert "--target coreml --precision fp16" in done.stderr
 
 
-def test_a_bundle_is_no_source_of_packages(tiny_bundle: Path) -> None:
-    done = edgeclip("export", tiny_bundle, "--target", "coreml")
+@pytest.mark.nightly
+def test_the_built_in_model_becomes_a_package_without_its_checkpoint(tmp_path: Path) -> None:
+    path = tmp_path / "b.edgeclip"
+    done = edgeclip("export", BUILT_IN, "--target", "coreml", "--precision", "fp16", "--tower", "image", "-o", path)
+    assert done.returncode == 0, done.stderr
+    bundle = Bundle.open(path)
+    (artifact,) = bundle.artifacts(target="coreml")
+    assert artifact.parity.passed and artifact.parity.cosine_min > 0.9999
+    assert bundle.artifacts(target="onnx") == Bundle.open(BUILT_IN).artifacts(target="onnx")
+    assert "coreml-fp16/README.md" in bundle.loose_files()
+
+
+def test_a_bundle_of_no_architecture_that_has_a_name_is_no_source_of_packages(exported: Path, tmp_path: Path) -> None:
+    done = edgeclip("export", exported, "--target", "coreml", "--precision", "fp32", "-o", tmp_path / "b.edgeclip")
     assert done.returncode == 2
-    assert "target coreml cannot be made from a bundle" in done.stderr
+    assert "only where the model has the name of an architecture, and 'ViT-96x2-12-60' is none" in done.stderr
+    assert "export the checkpoint" in done.stderr and not (tmp_path / "b.edgeclip").exists()
 
 
 def test_a_system_is_for_core_ml_alone(tiny_checkpoint: Path) -> None:
@@ -180,15 +263,16 @@ def test_a_system_is_for_core_ml_alone(tiny_checkpoint: Path) -> None:
 
 
 def test_an_unknown_system_is_refused_before_anything_slow(tiny_checkpoint: Path) -> None:
-    with pytest.raises(UsageError, match="unknown Core ML target"):
-        plan(["coreml"], ["fp16"], None, coreml_target="iOS9")
+    asked = ("--target", "coreml", "--coreml-target", "iOS9")
+    done = patched(without("torch"), "export", tiny_checkpoint, *asked)
+    assert done.returncode == 2
+    assert "unknown Core ML target 'iOS9'" in done.stderr and "iOS17, macOS14, iOS18, macOS15" in done.stderr
 
 
-def test_without_coremltools_it_says_what_to_install(tiny_checkpoint: Path, tmp_path: Path) -> None:
-    (tmp_path / "coremltools.py").write_text("raise ModuleNotFoundError(\"No module named 'coremltools'\")\n")
-    asked = ("--target", "coreml", "--precision", "fp16", "--tower", "image", "--random-weights")
-    env = environment(PYTHONPATH=str(tmp_path))
-    done = edgeclip("export", tiny_checkpoint, *asked, "-o", tmp_path / "b.edgeclip", env=env)
+@pytest.mark.parametrize("command", ["export", "quantize"])
+def test_without_coremltools_it_says_what_to_install(command: str, exported: Path, tmp_path: Path) -> None:
+    asked = ("--target", "coreml", "--precision", "w8a16", "-o", tmp_path / "b.edgeclip")
+    done = patched(without("coremltools"), command, exported, *asked)
     assert done.returncode == 5, done.stderr
-    assert "coremltools is not installed" in done.stderr and "edgeclip[coreml]" in done.stderr
+    assert "coremltools, which is not installed" in done.stderr and "edgeclip[coreml]" in done.stderr
     assert not (tmp_path / "b.edgeclip").exists()

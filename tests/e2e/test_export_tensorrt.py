@@ -109,12 +109,6 @@ def test_openvino_from_a_bundle(tmp_path: Path) -> None:
     assert held(path) == {*BOTH, ("openvino", "fp16", "image"), ("openvino", "w8a16", "image")}
 
 
-def test_a_package_for_core_ml_is_made_of_checkpoints_alone(tmp_path: Path) -> None:
-    done = edgeclip("export", BUILT_IN, "--target", "coreml", "--precision", "fp16", "-o", tmp_path / "b.edgeclip")
-    assert done.returncode == 2
-    assert done.stderr == "error: target coreml cannot be made from a bundle\nhint: export the checkpoint\n"
-
-
 def test_half_precision_is_not_made_of_single_precision(tiny_checkpoint: Path, tmp_path: Path) -> None:
     path = tmp_path / "b.edgeclip"
     raise_if_failed(export(tiny.source(tiny_checkpoint), path, plan(["onnx"], ["fp32"], "image")))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
@@ -13,7 +13,7 @@ import torch
 
 from edgeclip.errors import ExportError
 from edgeclip.export import coreml_graph, half_range
-from edgeclip.export.to_coreml import to_coreml
+from edgeclip.export.to_coreml import Traced, to_coreml
 from edgeclip.manifest import Precision
 from edgeclip.parity import bounds_for
 from edgeclip.quantize import mil_process
@@ -28,6 +28,13 @@ HALF, SINGLE = 10, 11
 """Types of values, as protobuf numbers them."""
 FEW = ("stem.0.conv", "stem.1.conv", "stages.0.0.reduce.conv", "stages.0.0.expand.conv", "stages.0.0.shortcut.conv")
 """Layers of the ResNet with less than 256 weights, or as many."""
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _children_stay() -> Iterator[None]:
+    """As in an export: coremltools is imported once."""
+    with mil_process.staying():
+        yield
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -129,7 +136,7 @@ def test_a_package_has_three_files_and_nothing_of_the_machine_or_the_day() -> No
 
 
 def test_the_same_source_gives_the_same_bytes() -> None:
-    again = to_coreml(source("vit"), golden("vit"), "image", half=True, deployment="iOS17")
+    again = to_coreml(Traced(source("vit"), golden("vit"), "image"), half=True, deployment="iOS17")
     assert again == floating("vit")
 
 
@@ -170,16 +177,16 @@ def sharp(clip: Any) -> None:
         linear.weight.mul_(400)
 
 
-@pytest.mark.parametrize("change", [loud, sharp])
+@pytest.mark.parametrize("change", [loud, pytest.param(sharp, marks=pytest.mark.nightly)])
 def test_numbers_that_half_precision_does_not_hold_stay_in_single(
     change: Callable[[Any], None], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     model = packages.with_weights(source("vit"), change)
     vectors = packages.golden_of(model)
-    safe = to_coreml(model, vectors, "image", half=True, deployment="iOS17")
+    safe = to_coreml(Traced(model, vectors, "image"), half=True, deployment="iOS17")
     assert cosines(safe, "vit", vectors).min() > 0.999
     monkeypatch.setattr(half_range, "LIMIT", np.inf)
-    naive = to_coreml(model, vectors, "image", half=True, deployment="iOS17")
+    naive = to_coreml(Traced(model, vectors, "image"), half=True, deployment="iOS17")
     with np.errstate(all="ignore"):
         assert not cosines(naive, "vit", vectors).min() > 0.9
 
@@ -201,7 +208,7 @@ def test_the_end_of_text_is_found_as_pytorch_finds_it() -> None:
 def test_a_crash_of_the_converter_is_our_error(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(mil_process, "OPTIONS", "elsewhere.json")  # which the child does not find
     with pytest.raises(ExportError, match=r"coremltools: failed: FileNotFoundError: .*options\.json"):
-        to_coreml(source("vit"), golden("vit"), "image", half=True, deployment="iOS17")
+        to_coreml(packages.traced("vit"), half=True, deployment="iOS17")
 
 
 def test_tower_is_named_where_pytorch_cannot_trace_it() -> None:
