@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import json
-import signal
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from edgeclip import child
 from edgeclip.backends.trt_build_child import Job
 from edgeclip.buffers import Buffer
 from edgeclip.errors import ResourceError, TargetLoadError
@@ -20,12 +20,7 @@ LIMIT_S = 3600.0
 POLL_S = 1.0
 _LONGEST_TEXT = 600
 
-_START = (
-    "import json, sys; sys.path[:] = json.loads(sys.argv[1]); "
-    "from edgeclip.backends.trt_build_child import main; main(sys.argv[2])"
-)
-CHILD = (sys.executable, "-I", "-c", _START)
-"""Isolated, so that no file in the current directory is imported; it sees the modules that we see."""
+CHILD = child.command("edgeclip.backends.trt_build_child")
 
 
 def build_plan(
@@ -91,7 +86,7 @@ def _plan(answer: bytes, chatter: bytes, code: int, name: str) -> bytes:
     head, newline, plan = answer.partition(b"\n")
     if code != 0 or not newline:
         raise TargetLoadError(
-            f"{name}: the TensorRT builder {_death(code)}{_last_line(chatter)}",
+            f"{name}: the TensorRT builder {child.death(code, 'an engine')}{_last_line(chatter)}",
             hint="export with an opset of 17 to 20, try another precision, or another version of TensorRT",
         )
     error = json.loads(head)["error"]
@@ -101,15 +96,6 @@ def _plan(answer: bytes, chatter: bytes, code: int, name: str) -> bytes:
     if "out of memory" in text.lower() or "OutOfMemory" in text or "MemoryError" in text:
         raise ResourceError(text, hint="end other programs, or export with a smaller --batch")
     raise TargetLoadError(text, hint="`edgeclip export --target tensorrt` writes graphs that it supports")
-
-
-def _death(code: int) -> str:
-    if code >= 0:
-        return f"ended without an engine (exit code {code})"
-    try:
-        return f"crashed ({signal.Signals(-code).name})"
-    except ValueError:
-        return f"crashed (signal {-code})"
 
 
 def _last_line(chatter: bytes) -> str:
