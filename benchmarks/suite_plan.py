@@ -49,9 +49,9 @@ def _zero_shot(request: Request, takes: Callable[[Data], bool], what: str) -> Ze
 
 def _quick(request: Request) -> ZeroShot:
     limit = QUICK if request.limit is None else request.limit
-    specs = _find(request, limit)
+    specs = _fitting(_find(request, limit), lambda data: True, "classes or captions")
     cut = f"quick: the first {limit} images of each set" if limit else ""
-    return ZeroShot(tuple(specs), (cut,) if cut else ())
+    return ZeroShot(specs, (cut,) if cut else ())
 
 
 def _classification(request: Request) -> ZeroShot:
