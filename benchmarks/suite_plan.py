@@ -148,8 +148,12 @@ def _original(request: Request, specs: Sequence[DataSpec]) -> DataSpec:
     wanted = (key(request.original),) if request.original else tuple(FAMILIES)
     found = [spec for spec in specs if key(spec.name) in wanted]
     if not found:
-        asked = request.original or "a data set whose shifts are known (ImageNet's, or PACS photographs)"
-        raise UsageError(f"no {asked} among: {_names(specs)}", hint="name it with --original")
+        if request.original:
+            raise UsageError(f"no data set {request.original!r} among: {_names(specs)}")
+        raise UsageError(
+            f"no data set whose shifts are known (ImageNet's, or PACS photographs') among: {_names(specs)}",
+            hint="--original names the set that the others are shifts of",
+        )
     if len(found) > 1:
         raise UsageError(f"several data sets have shifts: {_names(found)}", hint="choose one with --original")
     return found[0]

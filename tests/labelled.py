@@ -43,6 +43,21 @@ def multilabel(folder: Path, count: int = 24) -> Path:
     return folder
 
 
+def many_classes(folder: Path, classes: int = 8, count: int = 96) -> Path:
+    """A test set of pictures in more colours, not all classes equally often."""
+    rng = np.random.default_rng(6)
+    colours = rng.integers(0, 255, (classes, 3))
+    members: dict[str, bytes] = {}
+    for i in range(count):
+        label = int(classes * (i / count) ** 1.5)
+        members[f"{i:03d}.webp"] = training.picture(tuple(colours[label]), rng, form="WEBP")
+        members[f"{i:03d}.cls"] = str(label).encode()
+    _shards(folder / "test", members)
+    (folder / "classnames.txt").write_text("\n".join(f"colour {i}" for i in range(classes)))
+    (folder / "zeroshot_classification_templates.txt").write_text("a {c} thing.\nall {c}\n")
+    return folder
+
+
 def with_training(folder: Path, count: int = 40) -> Path:
     """A test set with a training split."""
     training.test_set(folder)
@@ -71,7 +86,7 @@ def table(path: Path, head: str, rows: list[str]) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
     for i in range(len(rows)):
         (path.parent / f"{i}.png").write_bytes(training.picture(training.COLOURS[NAMES[i % 4]], rng, form="PNG"))
-    path.write_text("\n".join([head, *(row.format(f"{i}.png") for i, row in enumerate(rows))]) + "\n")
+    path.write_text("\n".join([head, *(row.replace("{}", f"{i}.png") for i, row in enumerate(rows))]) + "\n")
     return path
 
 
