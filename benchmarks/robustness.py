@@ -18,6 +18,7 @@ from functools import partial
 from pathlib import Path
 
 import click
+import msgspec
 import numpy as np
 
 from edgeclip.benchmarks import metrics
@@ -26,6 +27,7 @@ from edgeclip.cli.group import Command, examples
 from edgeclip.cli.output import Output
 from edgeclip.csvtable import read_table
 from edgeclip.errors import DataError
+from edgeclip.scores import Score
 
 BUILT_IN = Path(__file__).parent / "openclip_accuracies.csv"
 """Zero-shot accuracies of 121 models on ImageNet and its shifts.
@@ -107,11 +109,14 @@ class Baseline:
 
 
 def read_baseline(path: Path = BUILT_IN) -> Baseline:
-    """A CSV with a column for each data set, whose head is its name, and a row for each model.
+    """A CSV with a column for each data set, whose head is its name, and a row for each model; or a folder of training
+    runs, each with its `scores.json`.
 
     Raises:
         DataError: it cannot be read.
     """
+    if path.is_dir():
+        return Baseline(path, _from_runs(path))
     table = read_table(path)
     columns = {}
     for name in table.columns:
@@ -119,6 +124,20 @@ def read_baseline(path: Path = BUILT_IN) -> Baseline:
         if any(cells) and all(not cell or _is_number(cell) for cell in cells):
             columns[name] = np.array([float(cell or "nan") for cell in cells])
     return Baseline(path, columns)
+
+
+def _from_runs(folder: Path) -> dict[str, Floats]:
+    runs = []
+    for file in sorted(folder.glob("*/scores.json")):
+        try:
+            found = msgspec.json.decode(file.read_bytes(), type=list[Score])
+        except (OSError, msgspec.DecodeError) as exc:
+            raise DataError(f"{file}: cannot be read: {exc}") from exc
+        runs.append({score.data: score.value for score in found if score.metric == "top1"})
+    if not runs:
+        raise DataError(f"{folder}: no training runs", hint="a folder of folders with scores.json")
+    names = sorted({name for run in runs for name in run})
+    return {name: np.array([run.get(name, np.nan) for run in runs]) for name in names}
 
 
 @dataclass(frozen=True)
@@ -179,11 +198,14 @@ def _is_number(cell: str) -> bool:
     cls=Command,
     epilog=examples(
         "python -m edgeclip.benchmarks.robustness",
-        "python -m edgeclip.benchmarks.robustness --baseline ours.csv --original pacs_photo",
+        "python -m edgeclip.benchmarks.robustness --baseline docs/results --original pacs_photo",
     ),
 )
 @click.option(
-    "--baseline", type=click.Path(path_type=Path), default=BUILT_IN, help="A CSV of accuracies; the built-in one."
+    "--baseline",
+    type=click.Path(path_type=Path),
+    default=BUILT_IN,
+    help="A CSV of accuracies, or a folder of training runs; the built-in CSV.",
 )
 @click.option("--original", default="imagenet1k", show_default=True, help="Column of the original data.")
 @click.pass_obj

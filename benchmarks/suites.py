@@ -139,7 +139,7 @@ class Robustness:
             line = self.baseline.line(self.original, name) if name != self.original else None
             if line is not None:
                 effective = Effective(line, found[self.original], found[name])
-                note = f"above the line of {line.n} models"
+                note = f"above the line of {line.n} models, r2 {line.r2:.2f}"
                 yield Found(name, EFFECTIVE, effective, note=note)
 
 

@@ -158,7 +158,7 @@ def count(spec: DataSpec) -> int:
 
 
 def _name(path: Path) -> str:
-    whole = path.resolve()
+    whole = path.absolute()
     return whole.name if whole.is_dir() else whole.stem
 
 

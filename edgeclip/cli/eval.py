@@ -59,7 +59,9 @@ ALL = "all"
 @click.option("--compute", type=click.Choice(COMPUTES), default="f32", show_default=True, help="Arithmetic.")
 @click.option("--threads", type=click.IntRange(min=1), help="CPU threads; all that this process may use.")
 @click.option("--split-test", is_flag=True, help="Train a probe on half of the test images where there are no others.")
-@click.option("--baseline", type=click.Path(path_type=Path), help="A CSV of accuracies, for effective robustness.")
+@click.option(
+    "--baseline", type=click.Path(path_type=Path), help="Accuracies for effective robustness: a CSV, or training runs."
+)
 @click.option("--original", default="", metavar="NAME", help="The data set that the others are shifts of.")
 @click.option("--labels", "designs", multiple=True, type=click.Path(path_type=Path), help="Of a bias probe: a CSV.")
 @click.option("--no-cache", is_flag=True, help="Embed everything afresh, and keep nothing.")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import msgspec
 import numpy as np
 import pytest
 from scipy.special import expit, logit
@@ -14,6 +15,7 @@ from edgeclip.benchmarks.robustness import Effective, Line, command, fit, key, r
 from edgeclip.cli import main
 from edgeclip.csvtable import read_table
 from edgeclip.errors import DataError
+from edgeclip.scores import score
 
 SHIFTS = ("wds_imagenetv2", "wds_imagenet-r", "wds_imagenet_sketch", "wds_imagenet-a", "wds_objectnet")
 
@@ -94,6 +96,20 @@ def test_too_few_models_make_no_line(tmp_path: Path) -> None:
     file = tmp_path / "b.csv"
     file.write_text("name,a,b\nx,0.5,0.4\ny,0.6,\nz,0.7,0.6\n")
     assert read_baseline(file).line("a", "b") is None
+
+
+def test_training_runs_make_a_line(tmp_path: Path) -> None:
+    for i, (photo, sketch) in enumerate(((0.2, 0.1), (0.4, 0.2), (0.6, 0.4))):
+        (tmp_path / f"run-{i}").mkdir()
+        scores = [score("wds_pacs_photo", "top1", photo, 10), score("wds_pacs_sketch", "top1", sketch, 10)]
+        others = [score("wds_flickr8k", "text_to_image_r1", 0.9, 10)]
+        (tmp_path / f"run-{i}" / "scores.json").write_bytes(msgspec.json.encode(scores + others))
+    baseline = read_baseline(tmp_path)
+    assert baseline.line("pacs_photo", "pacs_sketch") == fit(np.array([0.2, 0.4, 0.6]), np.array([0.1, 0.2, 0.4]))
+    assert baseline.line("pacs_photo", "flickr8k") is None
+    (tmp_path / "run-0" / "scores.json").write_text("[1]")
+    with pytest.raises(DataError, match=r"run-0/scores\.json: cannot be read: Expected `object`"):
+        read_baseline(tmp_path)
 
 
 def test_the_lines_are_printed(capfd: pytest.CaptureFixture[str]) -> None:
