@@ -13,7 +13,9 @@ from edgeclip.benchmarks.accuracy_rows import AccuracyRow, Evaluation, Missing, 
 from edgeclip.benchmarks.embedding_child import EngineSpec, Subject
 from edgeclip.benchmarks.embedding_process import Embedded, embedded
 from edgeclip.benchmarks.metrics import Metric
-from edgeclip.benchmarks.suites import EFFECTIVE, Found, NotFound, Robustness, Step, Suite, SuiteName
+from edgeclip.benchmarks.suites import EFFECTIVE, RELATIVE, Found, NotFound, Robustness, Suite, SuiteName
+from edgeclip.cli import progress
+from edgeclip.cli.output import Output
 
 Key = tuple[str, str, str]
 
@@ -24,10 +26,9 @@ class Runner:
 
     name: SuiteName
     suite: Suite
-    begin: Step
-    """Told what takes long."""
+    output: Output
+    """Where progress is shown."""
     cache: bool = True
-    quiet: bool = False
 
     def evaluate(
         self,
@@ -70,18 +71,19 @@ class Runner:
             return found.subject, before
 
     def _embedded(self, engine: EngineSpec) -> AbstractContextManager[Embedded]:
-        return embedded(engine, self.suite.sets, cache=self.cache, quiet=self.quiet)
+        return embedded(engine, self.suite.sets, cache=self.cache, quiet=self.output.quiet)
 
     def _scored(self, engine: EngineSpec, found: Embedded) -> Iterator[Found | Missing]:
         if found.answer.fault is not None:
             yield Missing(artifact=label(engine), suite=self.name, fault=found.answer.fault)
             return
         assert found.subject is not None
-        for one in self.suite.score(found.__getitem__, self.begin):
-            if isinstance(one, NotFound):
-                yield Missing(artifact=found.subject.label, suite=self.name, data=one.data, fault=one.fault)
-            else:
-                yield one
+        with progress.steps(self.output) as begin:  # not before: the child shows its own
+            for one in self.suite.score(found.__getitem__, begin):
+                if isinstance(one, NotFound):
+                    yield Missing(artifact=found.subject.label, suite=self.name, data=one.data, fault=one.fault)
+                else:
+                    yield one
 
     def _rows(self, subject: Subject, found: Found, before: Metric | None) -> Iterator[AccuracyRow]:
         one = row(subject, self.name, found, before)
@@ -97,7 +99,7 @@ def relative(shifted: AccuracyRow) -> AccuracyRow:
     assert drop is not None and low is not None and high is not None
     return msgspec.structs.replace(
         shifted,
-        metric="relative_robustness",
+        metric=RELATIVE,
         value=-drop / 100,
         low=-high / 100,
         high=-low / 100,

@@ -22,6 +22,7 @@ QUICK = 500
 """Images of each set in the quick suite, where no limit is named."""
 TOP = 5
 EFFECTIVE = "effective_robustness"
+RELATIVE = "relative_robustness"
 Step = Callable[[str], None]
 """Told what takes long."""
 

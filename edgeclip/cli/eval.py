@@ -4,19 +4,20 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from edgeclip import errors
-from edgeclip.cli import progress, verify
+from edgeclip.cli import verify
 from edgeclip.cli.export import asked_precisions, chosen
 from edgeclip.cli.group import Command, examples
 from edgeclip.cli.options import COMPUTES, Engine, need
 from edgeclip.cli.output import Output, to_json
 from edgeclip.errors import EdgeClipError, UsageError
-from edgeclip.manifest import Compute
+from edgeclip.manifest import Compute, Precision
 
 if TYPE_CHECKING:
     from edgeclip.benchmarks.accuracy_rows import AccuracyRow, Evaluation, Missing
@@ -51,7 +52,9 @@ ALL = "all"
 @click.option("--sets", help="Names of data sets, with commas; all by default.")
 @click.option("--limit", type=click.IntRange(min=0), help="Images of each set, 0 for all; 500 in the quick suite.")
 @click.option(
-    "--reference", type=click.Path(path_type=Path), help="A bundle, on whose images the others' drop is told."
+    "--reference",
+    type=click.Path(path_type=Path),
+    help="A bundle that the others are held against, on the same images.",
 )
 @click.option("--backend", "backends", multiple=True, help="Names with commas, or all that run here; auto by default.")
 @click.option("--precision", "precisions", multiple=True, help="Names with commas; the most precise by default.")
@@ -102,14 +105,10 @@ def command(
         need("sklearn", extra="eval", what="a linear probe")
     suite = plan(request)
     engine = Engine("auto", None, device, compute, threads)
-    missing: list[Missing] = []
-    engines = [
-        one for bundle in chosen_bundles(bundles) for one in specs(bundle, engine, backends, precisions, missing)
-    ]
+    wanted = asked_engines(engine, backends, precisions)
+    engines, missing = specs(request.suite, chosen_bundles(bundles), wanted)
     against = spec(reference, engine) if reference is not None else None
-    with progress.steps(output) as begin:
-        runner = Runner(request.suite, suite, begin, cache=not no_cache, quiet=output.quiet)
-        found = runner.evaluate(engines, against, missing)
+    found = Runner(request.suite, suite, output, cache=not no_cache).evaluate(engines, against, missing)
     show(output, found)
     if path is not None:
         write_text(path, to_json(output.document, output.stream, indent=1) + "\n")
@@ -159,31 +158,37 @@ def chosen_bundles(bundles: Sequence[Path]) -> Sequence[Path]:
     return list(dict.fromkeys(bundles)) or [BUILT_IN]
 
 
-def specs(
-    bundle: Path, engine: Engine, backends: Sequence[str], precisions: Sequence[str], missing: list[Missing]
-) -> list[EngineSpec]:
-    """The engines to run a bundle on. With `all` every backend that runs here, and every precision.
-
-    Args:
-        missing: gets the bundle, where it cannot be opened to see what it holds.
+def asked_engines(engine: Engine, backends: Sequence[str], precisions: Sequence[str]) -> list[Engine]:
+    """Every backend that is named with every precision.
 
     Raises:
-        UsageError: an unknown backend or precision.
+        UsageError: an unknown one.
     """
-    from dataclasses import replace
-
     from edgeclip.backends import BACKENDS
 
     names = chosen("backend", backends, (ALL, "auto", *BACKENDS)) if backends else ["auto"]
-    kinds = asked_precisions(precisions) if precisions else [None]
-    wanted = [replace(engine, backend=name, precision=kind) for name in names for kind in kinds]
+    kinds: Sequence[Precision | None] = asked_precisions(precisions) if precisions else [None]
+    return [replace(engine, backend=name, precision=kind) for name in names for kind in kinds]
+
+
+def specs(suite: str, bundles: Sequence[Path], engines: Sequence[Engine]) -> tuple[list[EngineSpec], list[Missing]]:
+    """What to run, each once, and the bundles that cannot be opened to see what they hold.
+
+    The backend `all` is every backend that runs here, with every precision that the bundle has for it.
+    """
+    from edgeclip.benchmarks.accuracy_rows import Missing
+    from edgeclip.benchmarks.embedding_child import fault
+    from edgeclip.benchmarks.evaluation import label
+
     found: list[EngineSpec] = []
-    for one in wanted:
-        try:
-            found += [spec(bundle, of) for of in ([one] if one.backend != ALL else _all(bundle, one))]
-        except EdgeClipError as exc:
-            missing.append(_unopened(bundle, one, exc))
-    return list(dict.fromkeys(found))
+    missing: list[Missing] = []
+    for bundle in bundles:
+        for engine in engines:
+            try:
+                found += [spec(bundle, one) for one in ([engine] if engine.backend != ALL else _all(bundle, engine))]
+            except EdgeClipError as exc:
+                missing.append(Missing(artifact=label(spec(bundle, engine)), suite=suite, fault=fault(exc)))
+    return list(dict.fromkeys(found)), missing
 
 
 def spec(bundle: Path, engine: Engine) -> EngineSpec:
@@ -232,15 +237,10 @@ def _all(bundle: Path, engine: Engine) -> list[Engine]:
     return [one.engine for one in verify.plan(Bundle.open(bundle).manifest, engine, None)]
 
 
-def _unopened(bundle: Path, engine: Engine, exc: EdgeClipError) -> Missing:
-    from edgeclip.benchmarks.accuracy_rows import Missing
-    from edgeclip.benchmarks.embedding_child import fault
-    from edgeclip.benchmarks.evaluation import label
-
-    return Missing(artifact=label(spec(bundle, engine)), suite="", fault=fault(exc))
-
-
 def _row(output: Output, one: AccuracyRow) -> list[str]:
+    from edgeclip.benchmarks.suites import EFFECTIVE, RELATIVE
+
+    sign, unit = ("+", "pt") if one.metric in (EFFECTIVE, RELATIVE) else ("", "%")
     drop = (
         [f"{one.drop_pt:+.2f}", f"{one.drop_low_pt:+.2f} to {one.drop_high_pt:+.2f}"]
         if one.drop_pt is not None
@@ -252,8 +252,8 @@ def _row(output: Output, one: AccuracyRow) -> list[str]:
         one.data,
         one.metric.replace("_", " "),
         one.group,
-        f"{100 * one.value:.1f} %",
-        f"{100 * one.low:.1f} to {100 * one.high:.1f}",
+        f"{100 * one.value:{sign}.1f} {unit}",
+        f"{100 * one.low:{sign}.1f} to {100 * one.high:{sign}.1f}",
         str(one.n),
         *drop,
         one.note,
