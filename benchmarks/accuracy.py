@@ -127,7 +127,7 @@ def score_set(model: Model, data: TestSet, advance: progress.Advance = lambda am
     embedded = embed_set(model, data, advance)
     if data.is_retrieval:
         return scores.retrieval(data.name, embedded.images, model.encode_text(embedded.captions), embedded.owners)
-    prompts = model.encode_text(zeroshot.prompts(data.classes, data.templates))
+    prompts = model.encode_text(zeroshot.prompts(data.classes, data.templates, repeats=True))
     weights = zeroshot.ensemble(prompts, len(data.classes))
     return [scores.top1(data.name, embedded.images, weights, embedded.labels)]
 

@@ -79,7 +79,9 @@ def embed(model: Model, spec: DataSpec, advance: progress.Advance, cache: Embedd
 def _weights(data: Data, found: EmbeddedImages, cache: EmbeddingCache) -> Embeddings:
     if data.is_retrieval:
         return cache.texts(found.captions)
-    return zeroshot.ensemble(cache.texts(zeroshot.prompts(data.classes, data.templates)), len(data.classes))
+    return zeroshot.ensemble(
+        cache.texts(zeroshot.prompts(data.classes, data.templates, repeats=True)), len(data.classes)
+    )
 
 
 def _truth(data: Data, found: EmbeddedImages) -> NDArray[np.bool_]:

@@ -13,7 +13,7 @@ from edgeclip.benchmarks.embedded_set import embed
 from edgeclip.benchmarks.embedding_cache import EmbeddingCache
 from edgeclip.benchmarks.testdata import DataSpec, count
 from edgeclip.cli import progress
-from edgeclip.cli.failures import describe
+from edgeclip.cli.failures import INTERRUPTED, describe
 from edgeclip.cli.options import Engine
 from edgeclip.cli.output import Output
 from edgeclip.errors import EdgeClipError
@@ -94,6 +94,8 @@ def main(folder: str) -> None:
     job = msgspec.json.decode((place / JOB).read_bytes(), type=Job)
     try:
         answer = _run(job, place)
+    except KeyboardInterrupt:  # the parent gets it too, and says so
+        sys.exit(INTERRUPTED)
     except Exception as exc:  # whatever an engine raises is an answer
         answer = Answer(fault=fault(exc))
     temp = place / f"{ANSWER}.tmp"

@@ -177,7 +177,7 @@ def zero_shot(data: EmbeddedSet) -> dict[str, Metric]:
 
 
 def top(data: EmbeddedSet, rank: int) -> Share:
-    """Whether the class of each image is among the nearest. A tie counts as lost, and so does NaN."""
+    """Whether the class of each image is among the nearest: see `scores.classes_before`."""
     return Share(scores.classes_before(data.images, data.weights, data.labels) < rank)
 
 

@@ -43,7 +43,7 @@ def score(data: str, metric: str, value: float, n: int) -> Score:
 
 
 def top1(data: str, images: Embeddings, weights: Embeddings, labels: NDArray[np.int64]) -> Score:
-    """The share of images whose nearest class is their own. A tie counts as lost, and so does NaN.
+    """The share of images whose nearest class is their own: see `classes_before`.
 
     Args:
         images: [N, D]; weights: [K, D], one row a class, as `zeroshot.ensemble` makes them; all L2-normalised.
@@ -74,12 +74,18 @@ def retrieval(data: str, images: Embeddings, captions: Embeddings, owners: NDArr
 
 
 def classes_before(images: Embeddings, weights: Embeddings, labels: NDArray[np.int64]) -> NDArray[np.int64]:
-    """[N]: how many other classes each image likes at least as well as its own. Arguments as in `top1`."""
+    """[N]: how many classes come before each image's own. Arguments as in `top1`.
+
+    Nearer ones do, and of equally near ones those of lower numbers, as with argmax: two classes of one name share
+    their images. All do where the image's own is NaN.
+    """
     before = np.empty(len(images), np.int64)
+    numbers = np.arange(len(weights))
     for rows in _chunks(len(images), len(weights)):
         similarity = images[rows] @ weights.T
         own = np.take_along_axis(similarity, labels[rows, None], axis=1)
-        before[rows] = (~(similarity < own)).sum(axis=1) - 1
+        earlier = (similarity == own) & (numbers < labels[rows, None])
+        before[rows] = np.where(np.isnan(own[:, 0]), len(weights), ((similarity > own) | earlier).sum(axis=1))
     return before
 
 
@@ -96,7 +102,12 @@ def texts_before(images: Embeddings, captions: Embeddings, owners: NDArray[np.in
 
 def images_before(images: Embeddings, captions: Embeddings, owners: NDArray[np.int64]) -> NDArray[np.int64]:
     """[M]: how many other images each caption fits at least as well as its own."""
-    return classes_before(captions, images, owners)
+    before = np.empty(len(captions), np.int64)
+    for rows in _chunks(len(captions), len(images)):
+        similarity = captions[rows] @ images.T
+        own = np.take_along_axis(similarity, owners[rows, None], axis=1)
+        before[rows] = (~(similarity < own)).sum(axis=1) - 1
+    return before
 
 
 def _chunks(rows: int, columns: int) -> Iterator[slice]:

@@ -144,7 +144,7 @@ def open_test_set(folder: Path, *, limit: int = 0, split: str = "test") -> TestS
     kind = _kind(folder)
     if kind == "retrieval":
         return TestSet(folder, limit=limit, split=split)
-    classes = read_lines(folder / "classnames.txt")
+    classes = _class_names(folder / "classnames.txt")
     templates = [t.replace("{c}", "{}") for t in read_lines(folder / "zeroshot_classification_templates.txt")]
     if not classes or not templates:
         raise DataError(f"{folder}: no {'templates' if classes else 'class names'}")
@@ -208,8 +208,20 @@ def read_lines(file: Path) -> list[str]:
     Raises:
         DataError: it is missing, or not UTF-8.
     """
+    return [line for line in _all_lines(file) if line]
+
+
+def _class_names(file: Path) -> list[str]:
+    """One a line; an empty one between others is the name of a class, as in CLEVR's distances."""
+    lines = _all_lines(file)
+    while lines and not lines[-1]:
+        lines.pop()
+    return lines
+
+
+def _all_lines(file: Path) -> list[str]:
     try:
-        return [line.strip() for line in file.read_text(encoding="utf-8-sig").splitlines() if line.strip()]
+        return [line.strip() for line in file.read_text(encoding="utf-8-sig").splitlines()]
     except OSError as exc:
         raise DataError(f"{file}: cannot be read: {exc.strerror or exc}") from exc
     except UnicodeDecodeError as exc:

@@ -140,7 +140,7 @@ def open_evaluation(path: Path, preprocess: Preprocess, tokenizer: Tokenizer | N
 def _from_test_set(data: Decoded, tokenizer: Tokenizer) -> Evaluation:
     if data.labels is None:
         return _retrieval(data.name, data.pixels, data.captions, tokenizer)
-    prompts = zeroshot.prompts(data.classes, data.templates)
+    prompts = zeroshot.prompts(data.classes, data.templates, repeats=True)
     return Evaluation(data.name, "top1", data.pixels, tokenizer(prompts), data.labels, len(data.classes))
 
 

@@ -184,9 +184,7 @@ def test_without_data_the_hint_says_where_they_may_lie() -> None:
 
 @pytest.mark.nightly
 def test_every_backend_agrees_on_real_data(data_dir: Path, tiny_bundle: Path) -> None:
-    done = cli.edgeclip(
-        "eval", tiny_bundle, "--backend", "all", "--data", data_dir / "eval", "--limit", "60", "--json"
-    )
+    done = cli.edgeclip("eval", tiny_bundle, "--backend", "all", "--data", data_dir / "eval", "--limit", "60", "--json")
     found = cli.document(done)
     assert done.returncode == 0 and len({json.dumps(row["subject"]) for row in found["rows"]}) >= 4
     for name in {(row["data"], row["metric"]) for row in found["rows"]}:

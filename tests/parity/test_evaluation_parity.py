@@ -247,6 +247,18 @@ def by_clip_benchmark(bundle: Path, folder: Path, limit: int | None = None) -> d
     return {{"acc1": "top1", "acc5": "top5"}.get(name, name): value for name, value in found.items()}
 
 
+def test_clip_benchmark_finds_the_same_numbers_where_names_are_there_twice(tmp_path: Path) -> None:
+    """As ImageNet's, two of which are."""
+    folder = labelled.many_classes(tmp_path / "eval" / "wds_twice")
+    names = (folder / "classnames.txt").read_text().splitlines()
+    (folder / "classnames.txt").write_text("\n".join([*names[:2], names[0], *names[3:5], names[3], "", names[7]]))
+    ours = values(embed(BUILT_IN, folder))
+    theirs = by_clip_benchmark(BUILT_IN, folder)
+    assert (ours["top1"], ours["mean_per_class_recall"]) == pytest.approx(
+        (theirs["top1"], theirs["mean_per_class_recall"]), abs=EXACT
+    )
+
+
 @pytest.mark.parametrize("name", SETS)
 def test_clip_benchmark_finds_the_same_numbers(name: str, bundle: Path, folder: Path) -> None:
     assert by_clip_benchmark(bundle, folder / name) == pytest.approx(values(embed(bundle, folder / name)), abs=EXACT)
