@@ -22,7 +22,7 @@ import numpy as np
 
 from edgeclip import backends
 from edgeclip.backends.base import Array, Embeddings, Options, Session
-from edgeclip.benchmarks import environment, timing
+from edgeclip.benchmarks import environment, report, timing
 from edgeclip.benchmarks.gpu_peer import GpuPeer, ids_of, pixels_of
 from edgeclip.benchmarks.timing import Estimate
 from edgeclip.bundle import Bundle
@@ -257,9 +257,9 @@ def to_markdown(document: dict[str, Any], engines: Sequence[Built], speeds: Sequ
         f"{document['gpu']}. {versions}.",
         *([document["note"]] if document["note"] else []),
         "## Engines\n\nLowest cosine to the fp32 reference on the golden inputs, by batch size; sizes beyond the "
-        "profile are run in parts.\n\n" + _table(ENGINES, [_engine_row(one) for one in engines]),
+        "profile are run in parts.\n\n" + report.grid(ENGINES, [_engine_row(one) for one in engines]),
         "## Speed\n\nFrom inputs in the host's memory to embeddings there, contenders interleaved in one process.\n\n"
-        + _table(SPEEDS, [_speed_row(one) for one in speeds]),
+        + report.grid(SPEEDS, [_speed_row(one) for one in speeds]),
     ]
     return "\n\n".join(parts) + "\n"
 
@@ -275,14 +275,12 @@ def _engine_row(one: Built) -> list[str]:
 
 def _speed_row(one: Speed) -> list[str]:
     row = [one.bundle, one.tower, str(one.batch), one.contender, f"{one.p50_ms.value:.3f}"]
-    row.append(f"{one.p50_ms.low:.3f} – {one.p50_ms.high:.3f}")
-    ratio = one.ratio
-    return [*row, *((f"{ratio.value:.2f}", f"{ratio.low:.2f} – {ratio.high:.2f}") if ratio else ("", ""))]
-
-
-def _table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    lines = [list(columns), ["---"] * len(columns), *map(list, rows)]
-    return "\n".join("| " + " | ".join(cell.strip().replace("|", "\\|") for cell in line) + " |" for line in lines)
+    return [
+        *row,
+        report.interval(one.p50_ms, 3),
+        f"{one.ratio.value:.2f}" if one.ratio else "",
+        report.interval(one.ratio, 2),
+    ]
 
 
 def _versions() -> dict[str, str | None]:

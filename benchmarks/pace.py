@@ -27,7 +27,6 @@ from edgeclip.model import Model
 MAIN = "openvino w8a8"
 """Called twice a round, as a control; and what is held against the machine."""
 BATCHES = (1, 32)
-MATMUL = "int8 products"
 _GIGA = 1e9
 
 

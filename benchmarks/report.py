@@ -134,8 +134,17 @@ def interval(estimate: Estimate | None, decimals: int | None = None) -> str:
 def table(one: Table) -> str:
     """In Markdown, under its title."""
     title, columns, rows = one
+    return f"## {title}\n\n{grid(columns, rows)}"
+
+
+def grid(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """A table in Markdown."""
     lines = [[*columns], ["---"] * len(columns), *rows]
-    return f"## {title}\n\n" + "\n".join("| " + " | ".join(cell.strip() for cell in line) + " |" for line in lines)
+    return "\n".join("| " + " | ".join(map(_cell, line)) + " |" for line in lines)
+
+
+def _cell(text: str) -> str:
+    return text.strip().replace("|", "\\|")
 
 
 def warnings(flags: Sequence[str], *, comparable: bool) -> list[str]:

@@ -14,12 +14,13 @@ from edgeclip.backends.base import Array, Embeddings, Options, Session
 from edgeclip.bundle import Bundle
 from edgeclip.manifest import Precision, Target, Tower
 from edgeclip.model import Model
+from edgeclip.outcome import JUDGES
 from edgeclip.selection import PRECISIONS
 
 TIMED: dict[Target, str] = {"onnx": "onnxruntime", "openvino": "openvino"}
 """Targets whose own engine is here, and that engine."""
-RUN_BY: dict[Target, str] = {**TIMED, "tensorrt": "onnxruntime"}
-"""What tells how accurate a target is; TensorRT's artifacts are ONNX, and run elsewhere too."""
+MEASURED: tuple[Target, ...] = (*TIMED, "tensorrt")
+"""Targets whose accuracy is told; TensorRT's artifacts are ONNX, and run elsewhere too."""
 BATCH = 32
 
 
@@ -63,7 +64,7 @@ class Variant:
     def session(self, tower: Tower, threads: int) -> Iterator[Session]:
         """One tower, on the engine that tells how accurate it is."""
         [artifact] = self.bundle.artifacts(tower=tower, target=self.target, precision=self.precision)
-        backend = backends.get(RUN_BY[self.target])
+        backend = backends.get(JUDGES[self.target])
         session = backend.open(artifact, dict(self.bundle.files(artifact)), Options(threads=threads))
         try:
             yield session
@@ -80,7 +81,7 @@ class Variant:
 def variants_of(bundle: Bundle) -> list[Variant]:
     """All that a bundle holds of both towers and that runs here, by target, the most precise first."""
     found = []
-    for target in RUN_BY:
+    for target in MEASURED:
         for precision in PRECISIONS:
             if len(bundle.artifacts(target=target, precision=precision)) == 2:
                 found.append(Variant(bundle, target, precision))

@@ -143,7 +143,7 @@ def _free(graph: Any, chosen: list[str], symmetric: bool) -> None:
             original = _before_rounding(name, made_by)
             if original and (symmetric or original not in made_by or made_by[original].op_type != "Conv"):
                 node.input[i] = original
-    _drop_unread(graph)
+    graphs.drop_unread(graph)
 
 
 def _before_rounding(name: str, made_by: dict[str, Any]) -> str | None:
@@ -156,19 +156,6 @@ def _before_rounding(name: str, made_by: dict[str, Any]) -> str | None:
         steps.append(node)
         name = node.input[0]
     return name
-
-
-def _drop_unread(graph: Any) -> None:
-    """Remove conversions that nothing reads any more."""
-    wanted = {value.name for value in graph.output}
-    kept = []
-    for node in reversed(graph.node):
-        if node.op_type not in ("QuantizeLinear", "DequantizeLinear") or wanted.intersection(node.output):
-            wanted.update(node.input)
-            kept.append(node)
-    if len(kept) < len(graph.node):
-        graphs.replace(graph.node, kept[::-1])
-    graphs.drop_unused(graph)
 
 
 def _tidy(model: Any, original: Any) -> None:

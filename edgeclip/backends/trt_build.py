@@ -7,9 +7,11 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Sequence
-from typing import Any
+from contextlib import suppress
+from pathlib import Path
 
 from edgeclip import child
+from edgeclip.backends.memfile import as_path
 from edgeclip.backends.trt_build_child import Job
 from edgeclip.buffers import Buffer
 from edgeclip.errors import ResourceError, TargetLoadError
@@ -52,30 +54,34 @@ def build_plan(
     job = Job(_sizes(profile.batch), _sizes(profile.context) if profile.context else None, precision != "fp32", device)
     arguments = [*command, json.dumps(sys.path), job.to_json()]
     pipe = subprocess.PIPE
-    with subprocess.Popen(arguments, stdin=pipe, stdout=pipe, stderr=pipe) as process:
+    with (
+        as_path(onnx) as path,
+        Path(path).open("rb") as graph,
+        subprocess.Popen(arguments, stdin=graph, stdout=pipe, stderr=pipe) as process,
+    ):
         try:
-            answer, chatter = _communicate(process, onnx, name, limit_s, tick)
+            answer, chatter = _communicate(process, name, limit_s, tick)
         finally:
             process.kill()
     return _plan(answer, chatter, process.returncode, name)
 
 
 def _communicate(
-    process: subprocess.Popen[bytes], onnx: Buffer, name: str, limit_s: float, tick: Callable[[float], None] | None
+    process: subprocess.Popen[bytes], name: str, limit_s: float, tick: Callable[[float], None] | None
 ) -> tuple[bytes, bytes]:
-    """Feed the builder and collect what it says until it ends."""
+    """Collect what the builder says until it ends.
+
+    Its input is a file and no pipe: after a first time-out, `Popen.communicate` writes no more of its input.
+    """
     started = time.monotonic()
-    rest: Any = memoryview(onnx)
     while True:
-        try:
-            return process.communicate(rest, timeout=POLL_S)
-        except subprocess.TimeoutExpired:
-            rest = None  # what was not written yet is remembered
+        with suppress(subprocess.TimeoutExpired):
+            return process.communicate(timeout=POLL_S)
         passed = time.monotonic() - started
         if passed > limit_s:
             raise TargetLoadError(
                 f"{name}: TensorRT did not finish building within {limit_s:.0f} s; it was ended",
-                hint="allow more time with `edgeclip build --time-limit`, or a smaller --batch at export",
+                hint="allow more time with `edgeclip build --time-limit`, or a smaller --max-batch at export",
             )
         if tick is not None:
             tick(passed)
@@ -94,7 +100,7 @@ def _plan(answer: bytes, chatter: bytes, code: int, name: str) -> bytes:
         return plan
     text = f"{name}: TensorRT cannot build it: {error or 'the plan is empty'}"[:_LONGEST_TEXT]
     if "out of memory" in text.lower() or "OutOfMemory" in text or "MemoryError" in text:
-        raise ResourceError(text, hint="end other programs, or export with a smaller --batch")
+        raise ResourceError(text, hint="end other programs, or export with a smaller --max-batch")
     raise TargetLoadError(text, hint="`edgeclip export --target tensorrt` writes graphs that it supports")
 
 
