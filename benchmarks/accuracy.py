@@ -18,7 +18,7 @@ from edgeclip.cli.clock import median_ms
 from edgeclip.cli.group import Command, examples
 from edgeclip.cli.options import Engine, bundle_argument, engine_options
 from edgeclip.cli.output import Output
-from edgeclip.errors import UsageError
+from edgeclip.errors import DataError, UsageError
 from edgeclip.manifest import Artifact
 from edgeclip.scores import Score
 from edgeclip.testset import TestSet, choose_test_sets, count_samples, open_test_set
@@ -117,11 +117,17 @@ def evaluate(output: Output, model: Model, sets: Sequence[TestSet]) -> list[Scor
 
 
 def score_set(model: Model, data: TestSet, advance: progress.Advance = lambda amount: None) -> list[Score]:
-    """Scores of a model on one test set."""
+    """Scores of a model on one test set.
+
+    Raises:
+        DataError: it is damaged, or several classes may apply to an image.
+    """
+    if data.is_multilabel:
+        raise DataError(f"{data.name}: several classes may apply to an image", hint="edgeclip eval scores such sets")
     embedded = embed_set(model, data, advance)
     if data.is_retrieval:
         return scores.retrieval(data.name, embedded.images, model.encode_text(embedded.captions), embedded.owners)
-    prompts = model.encode_text(zeroshot.prompts(data.classes, data.templates))
+    prompts = model.encode_text(zeroshot.prompts(data.classes, data.templates, repeats=True))
     weights = zeroshot.ensemble(prompts, len(data.classes))
     return [scores.top1(data.name, embedded.images, weights, embedded.labels)]
 

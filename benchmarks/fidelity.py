@@ -63,7 +63,7 @@ def labelled(folder: Path, spec: Preprocess, tokenizer: Tokenizer, limit: int = 
         DataError, ImageDecodeError: it is damaged.
     """
     data = read_test_set(folder, spec, limit=limit)
-    prompts = zeroshot.prompts(data.classes, data.templates)
+    prompts = zeroshot.prompts(data.classes, data.templates, repeats=True)
     return Trial(data.name, data.pixels, tokenizer(prompts), data.labels, len(data.classes))
 
 

@@ -148,7 +148,7 @@ def right(bundle: Bundle, kind: Kind, data: Decoded) -> Right:
     spec = bundle.manifest.tokenizer
     if data.labels is None or spec is None:
         raise UsageError(f"{data.name}: has no labels", hint="name a classification set")
-    ids = Tokenizer(bundle.read(spec.file), spec)(zeroshot.prompts(data.classes, data.templates))
+    ids = Tokenizer(bundle.read(spec.file), spec)(zeroshot.prompts(data.classes, data.templates, repeats=True))
     weights = zeroshot.ensemble(_embed(bundle, kind, "text", ids), len(data.classes))
     images = _embed(bundle, kind, "image", data.pixels)
     return np.asarray((images @ weights.T).argmax(axis=1) == data.labels)

@@ -43,13 +43,13 @@ def score(data: str, metric: str, value: float, n: int) -> Score:
 
 
 def top1(data: str, images: Embeddings, weights: Embeddings, labels: NDArray[np.int64]) -> Score:
-    """The share of images whose nearest class is their own.
+    """The share of images whose nearest class is their own: see `classes_before`.
 
     Args:
         images: [N, D]; weights: [K, D], one row a class, as `zeroshot.ensemble` makes them; all L2-normalised.
         labels: int64 [N], in [0, K).
     """
-    right = (images @ weights.T).argmax(axis=1) == labels
+    right = classes_before(images, weights, labels) == 0
     return score(data, "top1", float(right.mean()), len(images))
 
 
@@ -63,8 +63,8 @@ def retrieval(data: str, images: Embeddings, captions: Embeddings, owners: NDArr
         owners: int64 [M], the image that each caption belongs to; every image has at least one.
     """
     found = [
-        ("image_to_text", _to_text(images, captions, owners)),
-        ("text_to_image", _to_image(images, captions, owners)),
+        ("image_to_text", texts_before(images, captions, owners)),
+        ("text_to_image", images_before(images, captions, owners)),
     ]
     return [
         score(data, f"{way}_r{rank}", float((before < rank).mean()), len(images))
@@ -73,7 +73,23 @@ def retrieval(data: str, images: Embeddings, captions: Embeddings, owners: NDArr
     ]
 
 
-def _to_text(images: Embeddings, captions: Embeddings, owners: NDArray[np.int64]) -> NDArray[np.int64]:
+def classes_before(images: Embeddings, weights: Embeddings, labels: NDArray[np.int64]) -> NDArray[np.int64]:
+    """[N]: how many classes come before each image's own. Arguments as in `top1`.
+
+    Nearer ones do, and of equally near ones those of lower numbers, as with argmax: two classes of one name share
+    their images. All do where the image's own is NaN.
+    """
+    before = np.empty(len(images), np.int64)
+    numbers = np.arange(len(weights))
+    for rows in _chunks(len(images), len(weights)):
+        similarity = images[rows] @ weights.T
+        own = np.take_along_axis(similarity, labels[rows, None], axis=1)
+        earlier = (similarity == own) & (numbers < labels[rows, None])
+        before[rows] = np.where(np.isnan(own[:, 0]), len(weights), ((similarity > own) | earlier).sum(axis=1))
+    return before
+
+
+def texts_before(images: Embeddings, captions: Embeddings, owners: NDArray[np.int64]) -> NDArray[np.int64]:
     """[N]: how many captions of others each image likes at least as well as the best of its own."""
     before = np.empty(len(images), np.int64)
     for rows in _chunks(len(images), len(captions)):
@@ -84,7 +100,7 @@ def _to_text(images: Embeddings, captions: Embeddings, owners: NDArray[np.int64]
     return before
 
 
-def _to_image(images: Embeddings, captions: Embeddings, owners: NDArray[np.int64]) -> NDArray[np.int64]:
+def images_before(images: Embeddings, captions: Embeddings, owners: NDArray[np.int64]) -> NDArray[np.int64]:
     """[M]: how many other images each caption fits at least as well as its own."""
     before = np.empty(len(captions), np.int64)
     for rows in _chunks(len(captions), len(images)):

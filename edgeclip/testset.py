@@ -1,12 +1,15 @@
 """Test sets in the layout of CLIP_benchmark: images with classes, or with captions to be found.
 
 NAME/test/nshards.txt, 0.tar, …      KEY.jpg|png|webp with KEY.cls, or with KEY.txt, one caption a line
+NAME/train/                          the same for a training split, where there is one
 NAME/classnames.txt                  and zeroshot_classification_templates.txt, where `{c}` is the class
-NAME/dataset_type.txt                `retrieval`, where there are captions
+NAME/dataset_type.txt                `retrieval`, where there are captions; `multilabel`, where KEY.npy has a 1 for each
+                                     class that applies
 """
 
 from __future__ import annotations
 
+import io
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
@@ -32,6 +35,8 @@ class Sample:
     """Encoded."""
     label: int | None = None
     captions: tuple[str, ...] = ()
+    applying: tuple[int, ...] | None = None
+    """The classes that apply, where there may be several."""
 
 
 @dataclass(frozen=True)
@@ -46,6 +51,9 @@ class TestSet:
     """With `{}` for the class."""
     limit: int = 0
     """Samples to read, from the first; 0: all."""
+    split: str = "test"
+    is_multilabel: bool = False
+    """Whether several classes may apply to an image."""
 
     @property
     def name(self) -> str:
@@ -69,7 +77,7 @@ class TestSet:
         yield from map(self._sample, files)
 
     def _files(self) -> Iterator[dict[str, bytes]]:
-        for tar in list_shards(self.folder):
+        for tar in list_shards(self.folder, self.split):
             yield from read_tar(tar)
 
     def _sample(self, files: dict[str, bytes]) -> Sample:
@@ -79,6 +87,8 @@ class TestSet:
             raise DataError(f"{key}: no image")
         if self.is_retrieval:
             return Sample(key, image, captions=_captions(files, key))
+        if self.is_multilabel:
+            return Sample(key, image, applying=_applying(files, len(self.classes), key))
         return Sample(key, image, _label(files, len(self.classes), key))
 
 
@@ -125,20 +135,25 @@ def choose_test_sets(folder: Path, wanted: Sequence[str] = ()) -> list[str]:
     return list(wanted) or known
 
 
-def open_test_set(folder: Path, *, limit: int = 0) -> TestSet:
+def open_test_set(folder: Path, *, limit: int = 0, split: str = "test") -> TestSet:
     """What a test set is; its samples are read when it is iterated.
 
     Raises:
         DataError: its names or templates are missing.
     """
-    kind = folder / "dataset_type.txt"
-    if kind.is_file() and read_lines(kind) == ["retrieval"]:
-        return TestSet(folder, limit=limit)
-    classes = read_lines(folder / "classnames.txt")
+    kind = _kind(folder)
+    if kind == "retrieval":
+        return TestSet(folder, limit=limit, split=split)
+    classes = _class_names(folder / "classnames.txt")
     templates = [t.replace("{c}", "{}") for t in read_lines(folder / "zeroshot_classification_templates.txt")]
     if not classes or not templates:
         raise DataError(f"{folder}: no {'templates' if classes else 'class names'}")
-    return TestSet(folder, tuple(classes), tuple(templates), limit)
+    return TestSet(folder, tuple(classes), tuple(templates), limit, split, kind == "multilabel")
+
+
+def has_split(folder: Path, split: str) -> bool:
+    """Whether a test set has a split of that name."""
+    return (folder / split / "nshards.txt").is_file()
 
 
 def read_test_set(folder: Path, spec: Preprocess, *, limit: int = 0) -> Decoded:
@@ -152,6 +167,8 @@ def read_test_set(folder: Path, spec: Preprocess, *, limit: int = 0) -> Decoded:
         ImageDecodeError: an image cannot be decoded.
     """
     data = open_test_set(folder, limit=limit)
+    if data.is_multilabel:
+        raise DataError(f"{data.name}: several classes may apply to an image", hint="edgeclip eval scores such sets")
     pixels, labels, captions = [], [], []
     for sample in data:
         pixels.append(preprocess(sample.image, spec, source=sample.key))
@@ -162,27 +179,27 @@ def read_test_set(folder: Path, spec: Preprocess, *, limit: int = 0) -> Decoded:
     return Decoded(data.name, np.stack(pixels), np.array(labels, np.int64), data.classes, data.templates)
 
 
-def count_samples(folder: Path, limit: int = 0) -> int:
+def count_samples(folder: Path, limit: int = 0, split: str = "test") -> int:
     """How many samples a set has, at most `limit`; reads the headers alone. For progress.
 
     Raises:
         DataError: a shard is missing or damaged.
     """
-    total = sum(count_tar(tar) for tar in list_shards(folder))
+    total = sum(count_tar(tar) for tar in list_shards(folder, split))
     return min(total, limit) if limit else total
 
 
-def list_shards(folder: Path) -> list[Path]:
+def list_shards(folder: Path, split: str = "test") -> list[Path]:
     """The tars of a test set, in order, whether they are there or not.
 
     Raises:
         DataError: it does not say how many it has.
     """
-    file = folder / "test" / "nshards.txt"
+    file = folder / split / "nshards.txt"
     text = " ".join(read_lines(file))
     if not text.isascii() or not text.isdigit():
         raise DataError(f"{file}: {text!r} is not a number of shards")
-    return [folder / "test" / f"{i}.tar" for i in range(int(text))]
+    return [folder / split / f"{i}.tar" for i in range(int(text))]
 
 
 def read_lines(file: Path) -> list[str]:
@@ -191,12 +208,41 @@ def read_lines(file: Path) -> list[str]:
     Raises:
         DataError: it is missing, or not UTF-8.
     """
+    return [line for line in _all_lines(file) if line]
+
+
+def _class_names(file: Path) -> list[str]:
+    """One a line; an empty one between others is the name of a class, as in CLEVR's distances."""
+    lines = _all_lines(file)
+    while lines and not lines[-1]:
+        lines.pop()
+    return lines
+
+
+def _all_lines(file: Path) -> list[str]:
     try:
-        return [line.strip() for line in file.read_text(encoding="utf-8-sig").splitlines() if line.strip()]
+        return [line.strip() for line in file.read_text(encoding="utf-8-sig").splitlines()]
     except OSError as exc:
         raise DataError(f"{file}: cannot be read: {exc.strerror or exc}") from exc
     except UnicodeDecodeError as exc:
         raise DataError(f"{file}: not UTF-8 at byte {exc.start}") from exc
+
+
+def _kind(folder: Path) -> str:
+    """In lower case; without the file there are classes."""
+    file = folder / "dataset_type.txt"
+    return " ".join(read_lines(file)).lower() if file.is_file() else "classification"
+
+
+def _applying(files: dict[str, bytes], classes: int, key: str) -> tuple[int, ...]:
+    """The classes that an array of zeros and ones, one for each class, says to apply."""
+    try:
+        marks = np.load(io.BytesIO(files.get("npy", b"")), allow_pickle=False)
+    except (ValueError, EOFError, OSError) as exc:
+        raise DataError(f"{key}: its classes cannot be read: {exc}") from exc
+    if marks.shape != (classes,) or not np.isin(marks, (0, 1)).all():
+        raise DataError(f"{key}: {marks.dtype} {list(marks.shape)} is not a 0 or 1 for each of {classes} classes")
+    return tuple(np.flatnonzero(marks).tolist())
 
 
 def _label(files: dict[str, bytes], classes: int, key: str) -> int:

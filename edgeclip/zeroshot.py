@@ -65,8 +65,11 @@ class Classifier:
         return [Prediction(self.labels[i], float(probabilities[i])) for i in best]
 
 
-def prompts(labels: Sequence[str], templates: Sequence[str]) -> list[str]:
+def prompts(labels: Sequence[str], templates: Sequence[str], *, repeats: bool = False) -> list[str]:
     """All prompts, label by label.
+
+    Args:
+        repeats: whether a label may be there twice, as two are among ImageNet's usual names.
 
     Raises:
         UsageError: no labels, a label twice, or a template without `{}`.
@@ -76,7 +79,7 @@ def prompts(labels: Sequence[str], templates: Sequence[str]) -> list[str]:
     if not labels or not templates:
         raise UsageError("a classifier needs at least one label and one template")
     twice = {label for label in labels if list(labels).count(label) > 1} if len(set(labels)) < len(labels) else set()
-    if twice:
+    if twice and not repeats:
         raise UsageError(f"label {min(twice)!r} is given twice")
     return [prompt for label in labels for prompt in named.fill(templates, label)]
 

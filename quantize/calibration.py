@@ -18,7 +18,7 @@ from edgeclip import images, templates
 from edgeclip.errors import DataError, UsageError
 from edgeclip.manifest import CalibrationSpec, Preprocess
 from edgeclip.pixels import Skipped, batches
-from edgeclip.quantize.samples import Entry, Sample, SampleReader, Samples, find_samples
+from edgeclip.samples import Entry, Sample, SampleReader, Samples, find_samples
 from edgeclip.testset import read_lines
 from edgeclip.tokenizer import Ids, Tokenizer
 

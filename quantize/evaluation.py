@@ -16,7 +16,7 @@ from edgeclip.errors import DataError, ImageDecodeError, UsageError
 from edgeclip.manifest import Preprocess
 from edgeclip.pixels import batches
 from edgeclip.quantize.calibration import Calibration, different
-from edgeclip.quantize.samples import EXPECTED, Entry, SampleReader, Samples, find_samples
+from edgeclip.samples import EXPECTED, Entry, SampleReader, Samples, draw, find_samples
 from edgeclip.testset import Decoded, list_test_sets, read_test_set
 from edgeclip.tokenizer import Ids, Tokenizer
 
@@ -140,7 +140,7 @@ def open_evaluation(path: Path, preprocess: Preprocess, tokenizer: Tokenizer | N
 def _from_test_set(data: Decoded, tokenizer: Tokenizer) -> Evaluation:
     if data.labels is None:
         return _retrieval(data.name, data.pixels, data.captions, tokenizer)
-    prompts = zeroshot.prompts(data.classes, data.templates)
+    prompts = zeroshot.prompts(data.classes, data.templates, repeats=True)
     return Evaluation(data.name, "top1", data.pixels, tokenizer(prompts), data.labels, len(data.classes))
 
 
@@ -149,7 +149,7 @@ def _from_samples(samples: Samples, preprocess: Preprocess, tokenizer: Tokenizer
     entries = samples.entries
     with SampleReader() as reader:
         said = [reader.texts(entry) for entry in entries]
-        chosen = _choose(len(entries), limit)
+        chosen = draw(len(entries), limit)
         if all(names for _, names in said):
             classes = sorted({names[0] for _, names in said})
             pixels = _decode(samples, [entries[i] for i in chosen], reader, preprocess)
@@ -173,13 +173,6 @@ def _retrieval(name: str, pixels: Pixels, captions: Sequence[Sequence[str]], tok
     owners = np.repeat(np.arange(len(pixels)), [len(of_image) for of_image in captions])
     ids = tokenizer([caption for of_image in captions for caption in of_image])
     return Evaluation(name, "text_to_image_r1", pixels, ids, owners)
-
-
-def _choose(total: int, limit: int) -> list[int]:
-    """Drawn, as folders and tables are rarely shuffled; in the order in which they lie."""
-    if not limit or limit >= total:
-        return list(range(total))
-    return sorted(np.random.default_rng(0).permutation(total)[:limit].tolist())
 
 
 def _decode(samples: Samples, entries: Sequence[Entry], reader: SampleReader, preprocess: Preprocess) -> Pixels:

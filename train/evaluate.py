@@ -62,7 +62,7 @@ class Evaluator:
             captions = [caption for of_image in data.captions for caption in of_image]
             owners = np.repeat(np.arange(len(images)), [len(of_image) for of_image in data.captions])
             return scores.retrieval(data.name, images, _array(embed_texts(clip, self.texts, captions)), owners)
-        prompts = zeroshot.prompts(data.classes, data.templates)
+        prompts = zeroshot.prompts(data.classes, data.templates, repeats=True)
         weights = zeroshot.ensemble(_array(embed_texts(clip, self.texts, prompts)), len(data.classes))
         return [scores.top1(data.name, images, weights, data.labels)]
 

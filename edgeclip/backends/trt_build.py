@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import signal
 import subprocess
 import sys
 import time
@@ -11,6 +10,7 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
 
+from edgeclip import child
 from edgeclip.backends.memfile import as_path
 from edgeclip.backends.trt_build_child import Job
 from edgeclip.buffers import Buffer
@@ -22,12 +22,7 @@ LIMIT_S = 3600.0
 POLL_S = 1.0
 _LONGEST_TEXT = 600
 
-_START = (
-    "import json, sys; sys.path[:] = json.loads(sys.argv[1]); "
-    "from edgeclip.backends.trt_build_child import main; main(sys.argv[2])"
-)
-CHILD = (sys.executable, "-I", "-c", _START)
-"""Isolated, so that no file in the current directory is imported; it sees the modules that we see."""
+CHILD = child.command("edgeclip.backends.trt_build_child")
 
 
 def build_plan(
@@ -97,7 +92,7 @@ def _plan(answer: bytes, chatter: bytes, code: int, name: str) -> bytes:
     head, newline, plan = answer.partition(b"\n")
     if code != 0 or not newline:
         raise TargetLoadError(
-            f"{name}: the TensorRT builder {_death(code)}{_last_line(chatter)}",
+            f"{name}: the TensorRT builder {child.death(code, 'an engine')}{_last_line(chatter)}",
             hint="export with an opset of 17 to 20, try another precision, or another version of TensorRT",
         )
     error = json.loads(head)["error"]
@@ -107,15 +102,6 @@ def _plan(answer: bytes, chatter: bytes, code: int, name: str) -> bytes:
     if "out of memory" in text.lower() or "OutOfMemory" in text or "MemoryError" in text:
         raise ResourceError(text, hint="end other programs, or export with a smaller --max-batch")
     raise TargetLoadError(text, hint="`edgeclip export --target tensorrt` writes graphs that it supports")
-
-
-def _death(code: int) -> str:
-    if code >= 0:
-        return f"ended without an engine (exit code {code})"
-    try:
-        return f"crashed ({signal.Signals(-code).name})"
-    except ValueError:
-        return f"crashed (signal {-code})"
 
 
 def _last_line(chatter: bytes) -> str:

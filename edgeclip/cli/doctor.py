@@ -17,6 +17,7 @@ EXTRAS = {
     "coreml": ("coremltools",),
     "parquet": ("pyarrow",),
     "hub": ("huggingface_hub",),
+    "eval": ("sklearn",),
 }
 PACKAGES = ("edgeclip", "numpy", "pillow", "tokenizers", "msgspec", "safetensors", "click", "rich")
 

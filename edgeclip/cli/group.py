@@ -23,6 +23,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "inspect": ("edgeclip.cli.inspect", "Show what a bundle or a checkpoint is."),
     "embed": ("edgeclip.cli.embed", "Embed images and texts."),
     "classify": ("edgeclip.cli.classify", "Classify images by labels that you choose."),
+    "eval": ("edgeclip.cli.eval", "Measure how accurate bundles are, on many data sets."),
     "doctor": ("edgeclip.cli.doctor", "Show which engines run here, and what the others need."),
     "unpack": ("edgeclip.cli.unpack", "Write a bundle's files to a directory."),
     "demo": ("edgeclip.cli.demo", "Run the built-in model on photographs."),

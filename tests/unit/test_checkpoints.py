@@ -342,7 +342,8 @@ class _Hub:
         self.cache = cache
         self.calls: list[tuple[str, str | None]] = []
 
-    def __call__(self, name: str, *, revision: str | None, allow_patterns: list[str]) -> str:
+    def __call__(self, name: str, *, repo_type: str, revision: str | None, allow_patterns: list[str]) -> str:
+        assert repo_type == "model"
         self.calls.append((name, revision))
         self.cache.mkdir(exist_ok=True)
         for file in self.repository.iterdir():

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from edgeclip.errors import DataError, UsageError
-from edgeclip.quantize.samples import Sample, SampleReader, Samples, find_samples
+from edgeclip.samples import Sample, SampleReader, Samples, find_samples
 from tests import pictures, training
 
 

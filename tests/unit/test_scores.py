@@ -69,3 +69,25 @@ def test_recall_does_not_depend_on_the_chunks(monkeypatch: pytest.MonkeyPatch) -
 def test_a_model_that_says_the_same_of_everything_finds_nothing(value: float) -> None:
     same = np.full((20, 4), value, np.float32)
     assert set(recalls(same, same, list(range(20))).values()) == {0.0}
+
+
+def test_two_classes_of_one_name_share_their_images() -> None:
+    """The first gets them, as with argmax; the second comes right after it."""
+    weights = np.array([[1, 0], [0, 1], [0, 1]], np.float32)
+    images = np.array([[0, 1], [0, 1], [1, 0]], np.float32)
+    labels = np.array([1, 2, 0])
+    assert scores.classes_before(images, weights, labels).tolist() == [0, 1, 0]
+    assert top1("x", images, weights, labels).value == ((images @ weights.T).argmax(axis=1) == labels).mean()
+
+
+def test_not_a_number_is_never_right() -> None:
+    images = np.full((4, 2), np.nan, np.float32)
+    assert top1("x", images, np.eye(2, dtype=np.float32), np.array([0, 0, 1, 1])).value == 0.0
+
+
+def test_ranks_of_classes_are_those_of_sorting() -> None:
+    rng = np.random.default_rng(0)
+    images, weights = rng.normal(size=(50, 6)).astype(np.float32), rng.normal(size=(9, 6)).astype(np.float32)
+    labels = rng.integers(0, 9, 50)
+    order = (-images @ weights.T).argsort(axis=1, kind="stable")
+    assert (scores.classes_before(images, weights, labels) == (order == labels[:, None]).argmax(axis=1)).all()

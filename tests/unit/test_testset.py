@@ -124,3 +124,9 @@ def test_the_real_sets_are_read(data_dir: Path) -> None:
     photos = read_test_set(data_dir / "eval" / "wds_cifar10", spec, limit=5)
     assert len(photos.classes) == 10 and photos.labels is not None
     assert count_samples(data_dir / "eval" / "wds_flickr8k") == 1000
+
+
+def test_an_empty_class_name_between_others_counts(colours: Path) -> None:
+    """CLEVR's distances have one."""
+    (colours / "classnames.txt").write_text("near\n\nfar\nvery far\n\n")
+    assert open_test_set(colours).classes == ("near", "", "far", "very far")

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
 
-from edgeclip.errors import CheckpointError, TargetUnavailableError
+from edgeclip import hub
+from edgeclip.errors import CheckpointError
+from edgeclip.hub import PREFIX
 
-PREFIX = "hf-hub:"
+__all__ = ["PREFIX", "download"]
 
 _DESCRIPTIONS = [
     "edgeclip.json", "open_clip_config.json", "config.json", "preprocessor_config.json", "processor_config.json",
@@ -29,32 +30,10 @@ def download(reference: str) -> Path:
         TargetUnavailableError: huggingface_hub is not installed.
         CheckpointError: there is no such repository or revision, it holds no weights, or the hub cannot be reached.
     """
-    repository, _, revision = reference.removeprefix(PREFIX).partition("@")
-    folder = _fetch(repository, revision or None, _DESCRIPTIONS)
+    repository, revision = hub.split_reference(reference)
+    folder = hub.fetch(repository, revision, _DESCRIPTIONS, CheckpointError)
     for patterns in _WEIGHTS:
-        folder = _fetch(repository, revision or None, patterns)
+        folder = hub.fetch(repository, revision, patterns, CheckpointError)
         if any(next(folder.glob(pattern), None) for pattern in patterns):
             return folder
     raise CheckpointError(f"{reference}: no weights in the repository", hint="is it a CLIP model?")
-
-
-def _fetch(repository: str, revision: str | None, patterns: Sequence[str]) -> Path:
-    try:
-        from huggingface_hub import snapshot_download
-    except ModuleNotFoundError as exc:
-        if exc.name != "huggingface_hub":
-            raise
-        raise TargetUnavailableError(
-            "huggingface_hub is not installed", hint="pip install 'edgeclip[hub]', or pass a local directory"
-        ) from exc
-    try:
-        return Path(snapshot_download(repository, revision=revision, allow_patterns=list(patterns)))
-    except Exception as exc:  # the hub's errors and its HTTP client's have no common root
-        raise CheckpointError(
-            f"{PREFIX}{repository}: {_first_line(exc)}",
-            hint="check the name, the revision and the network, or pass a local directory",
-        ) from exc
-
-
-def _first_line(exc: Exception) -> str:
-    return str(exc).strip().partition("\n")[0] or type(exc).__name__

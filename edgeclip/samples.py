@@ -5,7 +5,6 @@ Looking lists names alone, and the headers of tars; a picture is read when it is
 
 from __future__ import annotations
 
-import csv
 import glob
 import json
 import os
@@ -16,16 +15,20 @@ from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
+from edgeclip.csvtable import read_table
 from edgeclip.errors import DataError, UsageError
 from edgeclip.tars import SUFFIXES, Piece, Reader, index_tar
 from edgeclip.testset import IMAGE_SUFFIXES, list_shards, open_test_set, read_lines
 
 EXPECTED = (
     "expected: a folder of pictures or of class folders, a CLIP_benchmark test set or a folder of them, "
-    "tar shards, or a CSV or TSV with columns image and caption"
+    "tar shards, or a CSV or TSV with columns image and caption, or image and label"
 )
 IMAGE_COLUMNS = ("image", "path", "filepath", "file")
 CAPTION_COLUMNS = ("caption", "text", "title")
+LABEL_COLUMNS = ("label", "class")
 CLASS_NAMES = "classnames.txt"
 _TEXT_SUFFIXES = ("txt", "json", "cls")
 _NUMBERED = re.compile(r"n?\d+")
@@ -178,38 +181,32 @@ def _picture(path: Path) -> Samples | None:
 
 
 def _table(path: Path) -> Samples | None:
-    """Rows of one picture, side by side or not, are its captions."""
+    """Rows of one picture, side by side or not, are its captions; or each picture has one row with its class."""
     if path.suffix.lower() not in (".csv", ".tsv"):
         return None
-    captions: dict[str, list[str]] = {}
-    for image, caption in _rows(path):
-        captions.setdefault(image, []).append(caption)
-    entries = [Entry(image, path.parent / image, _strings(texts)) for image, texts in captions.items()]
-    return Samples(path, "rows", (path, *(path.parent / image for image in captions)), lambda: entries)
+    table = read_table(path)
+    image = table.column(IMAGE_COLUMNS)
+    named = table.has(LABEL_COLUMNS) and not table.has(CAPTION_COLUMNS)
+    text = table.column(LABEL_COLUMNS if named else CAPTION_COLUMNS)
+    said: dict[str, list[str]] = {}
+    for row in table.rows:
+        if row[image]:
+            said.setdefault(row[image].strip(), []).append(row[text] or "")
+    entries = [_table_entry(path, key, _strings(texts), named) for key, texts in said.items()]
+    return Samples(path, "rows", (path, *(path.parent / key for key in said)), lambda: entries)
 
 
-def _rows(path: Path) -> list[tuple[str, str]]:
-    try:
-        with path.open(encoding="utf-8-sig", newline="") as stream:
-            reader = csv.DictReader(stream, delimiter="\t" if path.suffix.lower() == ".tsv" else ",")
-            image = _column(path, reader.fieldnames or (), IMAGE_COLUMNS)
-            caption = _column(path, reader.fieldnames or (), CAPTION_COLUMNS)
-            return [(row[image].strip(), row[caption] or "") for row in reader if row[image]]
-    except OSError as exc:
-        raise DataError(f"{path}: cannot be read: {exc.strerror or exc}") from exc
-    except UnicodeDecodeError as exc:
-        raise DataError(f"{path}: not UTF-8 at byte {exc.start}") from exc
-    except csv.Error as exc:
-        raise DataError(f"{path}: not a table: {exc}") from exc
+def _table_entry(path: Path, key: str, texts: tuple[str, ...], named: bool) -> Entry:
+    if named and len(texts) > 1:
+        raise DataError(f"{path}: {key} has {len(texts)} classes: {', '.join(texts)}", hint="one row for each picture")
+    return Entry(key, path.parent / key, names=texts) if named else Entry(key, path.parent / key, texts)
 
 
-def _column(path: Path, found: Sequence[str], known: Sequence[str]) -> str:
-    """The column with one of the names, in whatever case."""
-    by_name = {name.strip().lower(): name for name in found if name}
-    for name in known:
-        if name in by_name:
-            return by_name[name]
-    raise UsageError(f"{path}: no column {' or '.join(known)}", hint=f"it has: {', '.join(found) or 'nothing'}")
+def draw(total: int, limit: int) -> list[int]:
+    """Positions of a part that was drawn, as folders and tables are rarely shuffled; in the order in which they lie."""
+    if not limit or limit >= total:
+        return list(range(total))
+    return sorted(np.random.default_rng(0).permutation(total)[:limit].tolist())
 
 
 def _test_set(path: Path) -> Samples | None:
