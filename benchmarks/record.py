@@ -138,7 +138,7 @@ class Accuracy(Struct, frozen=True):
     """One score of an artifact, as `edgeclip eval` measured it."""
 
     suite: str
-    dataset: str
+    data: str
     metric: str
     value: float
     low: float

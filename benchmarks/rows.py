@@ -110,15 +110,20 @@ def rows_of(
     return found
 
 
-def reference(row: Row, maker: str, checkpoint: Path, size_bytes: int) -> Row:
-    """A checkpoint in PyTorch, with the pictures and token ids of a row that can run."""
+def reference(row: Row, maker: str, checkpoint: Path) -> Row:
+    """A checkpoint in PyTorch, with the pictures and token ids of a row that can run.
+
+    Args:
+        maker: `module:function` that takes the row's model, the checkpoint's path and the number of threads.
+    """
+    files = [checkpoint] if checkpoint.is_file() else [path for path in checkpoint.rglob("*") if path.is_file()]
     return replace(
         row,
         label=REFERENCE,
         target="checkpoint",
         precision="fp32",
         backend="pytorch",
-        size_bytes=size_bytes,
+        size_bytes=sum(path.stat().st_size for path in files),
         reference=(maker, str(checkpoint)),
         options={"backend": row.backend, "precision": row.precision},
     )

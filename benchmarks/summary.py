@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -130,16 +130,6 @@ class Cells:
 def calls(rounds: Rounds) -> Values:
     """Seconds of every timed call, in order."""
     return np.concatenate([turn.seconds for pair in rounds for turn in pair])
-
-
-def samples(trials: Sequence[Trial]) -> Mapping[str, Values]:
-    """Seconds of every timed call, by trial, cell and label."""
-    return {
-        f"{number}/{stage}/{batch}/{label}": calls(rounds)
-        for number, trial in enumerate(trials)
-        for (stage, batch), found in trial.rounds.items()
-        for label, rounds in found.items()
-    }
 
 
 def _by_second(rounds: Rounds) -> tuple[list[float], list[float]]:
