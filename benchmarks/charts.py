@@ -12,6 +12,7 @@ from edgeclip.benchmarks import tabulated
 from edgeclip.benchmarks.record import Record, Result
 from edgeclip.benchmarks.report import number
 from edgeclip.benchmarks.svg import BOTTOM, TOP, Frame, fitting, room_for, series
+from edgeclip.benchmarks.tabulated import named
 from edgeclip.benchmarks.timing import Estimate
 from edgeclip.benchmarks.verdict import MARGIN
 
@@ -19,7 +20,7 @@ HEIGHT = 260
 BAR = 22
 """Height of a row of a chart that has one for each artifact."""
 COSINES = "1 − cosine to the fp32 reference"
-HISTOGRAM = (-9.0, 0.0)
+HISTOGRAM = (-8.0, 0.0)
 """Powers of ten that cosines' distances from 1 are counted in; smaller ones count as the smallest."""
 
 
@@ -77,22 +78,22 @@ def bars(record: Record, results: Sequence[Result]) -> Chart | None:
     """What the parts of an embedding from a file take, beside what the whole was measured to take."""
     rows = []
     for one in results:
-        host = {each.stage: each.p50_ms.value for each in record.host_of(one)}
+        host = {stage.stage: stage.p50_ms.value for stage in record.host_of(one)}
         encode, whole = one.stage("image_encode"), one.stage("e2e_image")
         if encode and whole and "decode" in host:
             rows.append((one.label, [host["decode"], host["preprocess"], encode.p50_ms.value], whole.p50_ms.value))
     if not rows:
         return None
     frame = _rows([label for label, _, _ in rows])
-    x = frame.horizontal(0, 1.05 * max(max(sum(parts), whole) for _, parts, whole in rows))
+    x = frame.horizontal(0, 1.05 * max(max(sum(parts), total) for _, parts, total in rows))
     frame.x_axis(x, "ms, medians")
     names = ("decode", "resize and crop", "encode")
-    for i, (label, parts, whole) in enumerate(rows):
+    for i, (label, parts, total) in enumerate(rows):
         top, at = _label(frame, i, label), 0.0
-        for kind, (name, each) in enumerate(zip(names, parts, strict=True)):
-            frame.box(x(at), top + 4, x(at + each) - x(at), BAR - 8, f"fill s{kind} part", f"{name}: {number(each)} ms")
-            at += each
-        frame.line(x(whole), top + 1, x(whole), top + BAR - 1, "mark")
+        for kind, (name, ms) in enumerate(zip(names, parts, strict=True)):
+            frame.box(x(at), top + 4, x(at + ms) - x(at), BAR - 8, f"fill s{kind} part", f"{name}: {number(ms)} ms")
+            at += ms
+        frame.line(x(total), top + 1, x(total), top + BAR - 1, "mark")
     legend = [(f"s{kind}", name) for kind, name in enumerate(names)]
     return Chart(
         "From a file to its embedding",
@@ -136,9 +137,8 @@ def _trade_off(
     y = frame.vertical(low, max(v.high for v in values) + margin)
     frame.x_axis(x, "ms for one image, median")
     frame.y_axis(y, unit)
-    best = frontier(
-        [(ms.value, value.value if more_is_better else -value.value) for ms, value in zip(times, values, strict=True)]
-    )
+    sign = 1 if more_is_better else -1
+    best = frontier([(ms.value, sign * value.value) for ms, value in zip(times, values, strict=True)])
     frame.path([(x(times[i].value), y(values[i].value)) for i in best], "frontier")
     largest = max(one.size_bytes for _, one, _, _ in points) or 1
     for i, one, ms, value in points:
@@ -199,7 +199,7 @@ def forest(record: Record) -> Chart | None:
     for control in record.controls:
         if control.batch != 1 or control.stage not in ("image_encode", "e2e_image"):
             continue
-        words = control.stage.replace("_", " ")
+        words = named(control.stage)
         lines.append((f"{words}: control", control.ratio, "control"))
         lines += [
             (f"{words}: {one.b}", one.ratio, one.verdict)
@@ -221,10 +221,10 @@ def forest(record: Record) -> Chart | None:
         frame.dot(x(ratio.value), middle, 4, f"fill {kind}", f"{label}: {ratio.value:.3f}, {verdict}")
     return Chart(
         "Differences that can be told from none",
-        f"Ratios of medians of the same rounds, with 95 % intervals. Within the band of {MARGIN:.0%} there is no "
+        f"Ratios of medians of the same rounds, with 95 % intervals. Within the band of {100 * MARGIN:g} % there is no "
         "difference; the control is a second process of the first artifact.",
         frame.render("ratios to the first artifact"),
-        (("s1", "faster"), ("s5", "slower"), ("weak", "not told"), ("plain", "control")),
+        (("s1", "faster"), ("s5", "slower"), ("weak", "equal or undecided"), ("plain", "control")),
     )
 
 
@@ -253,7 +253,8 @@ def parity(results: Sequence[Result]) -> Chart | None:
         frame.line(frame.left, base, x(10 ** edges[last]), base, "grid")
     return Chart(
         "Parity on this device",
-        "Golden inputs, both towers, by the distance of their embedding from the fp32 reference: further left is closer.",
+        "Golden inputs, both towers, by how far their embedding is from the fp32 reference: further left is closer. "
+        "What is closer than rounding can tell is counted at the left end.",
         frame.render("parity histogram by artifact"),
     )
 

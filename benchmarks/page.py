@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 from edgeclip.benchmarks import tabulated
@@ -40,6 +41,6 @@ def draw(record: Record, title: str) -> str:
     )
 
 
-def _table(title: str, columns: list[str], rows: list[list[str]]) -> dict[str, object]:
+def _table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> dict[str, object]:
     kinds = [NUMERIC if numeric(column) else "" for column in zip(*rows, strict=True)] or [""] * len(columns)
     return {"title": title, "columns": list(zip(columns, kinds, strict=True)), "rows": rows, "kinds": kinds}

@@ -1,4 +1,4 @@
-"""Pictures as SVG: a frame with two axes, on which charts draw. Colours are the page's, by class, for light and dark."""
+"""Pictures as SVG: a frame with two axes, on which charts draw. Colours are the page's, by class."""
 
 from __future__ import annotations
 

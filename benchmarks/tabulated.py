@@ -59,7 +59,7 @@ def compared(record: Record) -> Table:
     rows = []
     for control in record.controls:
         verdict = "control passed" if control.passed else "control failed"
-        rows.append([control.stage, str(control.batch), "control A/A", "", *_ratio(control.ratio), verdict])
+        rows.append([named(control.stage), str(control.batch), "control A/A", "", *_ratio(control.ratio), verdict])
         rows += [_comparison(one) for one in record.comparisons if _cell(one) == (control.stage, control.batch)]
     return "Comparisons, in the same rounds", COMPARED, rows
 
@@ -84,6 +84,11 @@ def environment(record: Record) -> list[tuple[str, str]]:
         "measured": f"{record.created} by {record.tool}",
     }
     return [(name, value) for name, value in facts.items() if value]
+
+
+def named(stage: str) -> str:
+    """As tables call it."""
+    return stage.replace("_", " ")
 
 
 def mark(result: Result) -> str:
@@ -146,7 +151,7 @@ def _row(one: Result) -> list[str]:
 
 def _stage(one: Stage, label: str) -> list[str]:
     tails = _tail(one, "p90_ms", "p95_ms", "p99_ms")
-    head = [one.stage.replace("_", " "), label, str(one.batch), str(one.n), number(one.p50_ms.value)]
+    head = [named(one.stage), label, str(one.batch), str(one.n), number(one.p50_ms.value)]
     return [*head, interval(one.p50_ms), *tails, number(one.mean_ms), number(one.max_ms), ", ".join(one.flags)]
 
 
@@ -160,7 +165,7 @@ def _cell(one: Comparison) -> tuple[str, int]:
 
 
 def _comparison(one: Comparison) -> list[str]:
-    return [one.stage, str(one.batch), one.b, one.a, *_ratio(one.ratio), one.verdict]
+    return [named(one.stage), str(one.batch), one.b, one.a, *_ratio(one.ratio), one.verdict]
 
 
 def _ratio(one: Estimate) -> list[str]:
@@ -231,6 +236,6 @@ def remarks(record: Record) -> list[str]:
         found.append(f"Flags of the run: {'; '.join(record.flags)}.")
     failed = [one for one in record.controls if not one.passed]
     if failed:
-        cells = ", ".join(f"{one.stage.replace('_', ' ')} at batch {one.batch}" for one in failed)
+        cells = ", ".join(f"{named(one.stage)} at batch {one.batch}" for one in failed)
         found.append(f"Nothing is ranked where the control failed: {cells}.")
     return found

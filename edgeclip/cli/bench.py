@@ -22,11 +22,11 @@ from edgeclip.errors import ParityError, TargetLoadError, TargetUnavailableError
 
 if TYPE_CHECKING:
     from edgeclip.benchmarks.inputs import Pictures
-    from edgeclip.benchmarks.record import Record
+    from edgeclip.benchmarks.record import Record, Scenario
     from edgeclip.benchmarks.rows import Row
 
-SCENARIOS = ("single-stream", "multi-stream", "offline", "cold", "sustained")
-DEFAULT = ("single-stream", "offline", "cold")
+SCENARIOS: tuple[Scenario, ...] = ("single-stream", "multi-stream", "offline", "cold", "sustained")
+DEFAULT: tuple[Scenario, ...] = ("single-stream", "offline", "cold")
 EMBEDDED = "benchmark.json"
 """The record's name in a bundle."""
 EAGER = "edgeclip.train.eager:Eager"
@@ -66,7 +66,7 @@ def command(
     bundles: tuple[Path, ...],
     targets: tuple[str, ...],
     precisions: tuple[str, ...],
-    scenarios: tuple[str, ...],
+    scenarios: tuple[Scenario, ...],
     quick: bool,
     threads: int | None,
     images: Path | None,
