@@ -12,9 +12,9 @@ from typing import Any
 import numpy as np
 
 from edgeclip.benchmarks import timing
+from edgeclip.benchmarks.results import CONTROL as BOUNDS
 from edgeclip.benchmarks.rows import Row
 from edgeclip.benchmarks.timing import PAUSE_S, Warmth
-from edgeclip.benchmarks.verdict import MARGIN
 from edgeclip.benchmarks.workers import COMMAND, Loaded, Worker, closing
 from edgeclip.errors import EdgeClipError
 
@@ -52,7 +52,7 @@ class Pace:
     window_s: float
     most_warmup_s: float
     extensions: int
-    """How often it is measured again, until the control is narrow enough."""
+    """How often it is measured again, half as long, until the control passes."""
 
 
 @dataclass
@@ -161,11 +161,10 @@ def medians(rounds: Rounds) -> timing.Samples:
 
 
 def _is_settled(found: Mapping[str, Rounds]) -> bool:
-    """Whether the control is known closely enough to judge by; where there is none, nothing is gained by more."""
+    """Whether the control passes; where there is none, nothing is gained by measuring on."""
     if not found.get(CONTROL):
         return True
     first = next(iter(found))
     if not found[first][-1][1].seconds or not found[CONTROL][-1][1].seconds:
         return True
-    ratio = timing.ratio(medians(found[CONTROL]), medians(found[first]))
-    return ratio.high - ratio.low < 2 * MARGIN
+    return timing.ratio(medians(found[CONTROL]), medians(found[first])).inside(*BOUNDS)
