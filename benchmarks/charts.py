@@ -196,16 +196,10 @@ def throughput(results: Sequence[Result]) -> Chart | None:
 def forest(record: Record) -> Chart | None:
     """Ratios of medians to the first artifact's, with their intervals, and the controls."""
     lines: list[tuple[str, Estimate, str]] = []
-    for control in record.controls:
-        if control.batch != 1 or control.stage not in ("image_encode", "e2e_image"):
-            continue
-        words = named(control.stage)
-        lines.append((f"{words}: control", control.ratio, "control"))
-        lines += [
-            (f"{words}: {one.b}", one.ratio, one.verdict)
-            for one in record.comparisons
-            if (one.stage, one.batch) == (control.stage, control.batch)
-        ]
+    for (stage, batch), (controls, comparisons) in tabulated.by_cell(record).items():
+        if batch == 1 and stage in ("image_encode", "e2e_image"):
+            lines += [(f"{named(stage)}: control", one.ratio, "control") for one in controls]
+            lines += [(f"{named(stage)}: {one.b}", one.ratio, one.verdict) for one in comparisons]
     if len(lines) < 3:
         return None
     frame = _rows([label for label, _, _ in lines])

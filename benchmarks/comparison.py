@@ -99,9 +99,9 @@ def _error(stage: Stage) -> float:
 
 
 def _is_reliable(record: Record, stage: str, batch: int) -> bool:
-    """Whether a run was long enough, and its control passed."""
-    control = next((one for one in record.controls if (one.stage, one.batch) == (stage, batch)), None)
-    return record.config.mode == "standard" and control is not None and control.passed
+    """Whether a run was long enough, and its controls passed."""
+    controls = [one.passed for one in record.controls if (one.stage, one.batch) == (stage, batch)]
+    return record.config.mode == "standard" and bool(controls) and all(controls)
 
 
 Metric = Callable[[Result], Estimate | None]

@@ -54,6 +54,13 @@ def memory_mb() -> int:
     return int(psutil.virtual_memory().total // 1_000_000)
 
 
+def free_mb() -> float:
+    """Memory that processes may take without any being moved to a disk."""
+    import psutil
+
+    return float(psutil.virtual_memory().available / 1e6)
+
+
 def resident_mb() -> float:
     """Memory that this process has in RAM."""
     import psutil

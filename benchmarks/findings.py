@@ -32,6 +32,7 @@ from edgeclip.benchmarks.stages import ENCODE, HOST
 from edgeclip.benchmarks.suite import Suite
 from edgeclip.benchmarks.summary import Cells
 from edgeclip.benchmarks.timing import Estimate
+from edgeclip.benchmarks.trial import Trial
 from edgeclip.bundle import Bundle
 
 
@@ -41,7 +42,8 @@ def record_of(suite: Suite, accuracy: Mapping[str, Sequence[Accuracy]] | None = 
     Args:
         accuracy: scores by label, which were measured elsewhere.
     """
-    cells = [one for one in (Cells(cell, suite.trials) for cell in suite.cells()) if suite.trials and one.labels]
+    found = [Cells(cell, group.trials) for group in suite.groups for cell in suite.cells()]
+    cells = [one for one in found if one.labels]
     return Record(
         schema=SCHEMA,
         created=datetime.now(timezone.utc).strftime("%Y-%m-%dT%H:%M:%SZ"),
@@ -49,7 +51,7 @@ def record_of(suite: Suite, accuracy: Mapping[str, Sequence[Accuracy]] | None = 
         env=device.describe(),
         config=_config(suite),
         bundles=tuple(_described(suite, name, bundle) for name, bundle in suite.bundles.items()),
-        results=tuple(_result(suite, row, cells, (accuracy or {}).get(row.label, ())) for row in suite.rows),
+        results=tuple(_result(suite, row, (accuracy or {}).get(row.label, ())) for row in suite.rows),
         controls=tuple(control for one in cells if (control := one.control())),
         comparisons=tuple(comparison for one in cells for comparison in one.comparisons()),
         canary_ms=tuple(suite.canary_ms),
@@ -71,19 +73,20 @@ def _config(suite: Suite) -> Config:
 
 
 def _described(suite: Suite, name: str, bundle: Bundle) -> Described:
-    label = suite.host.get(name)
-    found = [Cells((stage, 1), suite.trials) for stage in HOST] if label else []
+    done = [
+        (group.host[name], Cells((s, 1), group.trials)) for group in suite.groups if name in group.host for s in HOST
+    ]
     preprocess = msgspec.json.encode(bundle.manifest.preprocess)
     return Described(
         name=name,
         digest=bundle.digest,
         model=bundle.manifest.model.name,
         preprocess=hashlib.sha256(preprocess).hexdigest(),
-        host=tuple(one.stage(label) for one in found if label in one.labels) if label else (),
+        host=tuple(one.stage(label) for label, one in done if label in one.labels),
     )
 
 
-def _result(suite: Suite, row: Row, cells: Sequence[Cells], accuracy: Sequence[Accuracy]) -> Result:
+def _result(suite: Suite, row: Row, accuracy: Sequence[Accuracy]) -> Result:
     head: dict[str, Any] = {
         "label": row.label,
         "bundle": row.bundle,
@@ -97,14 +100,15 @@ def _result(suite: Suite, row: Row, cells: Sequence[Cells], accuracy: Sequence[A
         return Result(status="failed" if row.wanted else "skipped", reason=row.missing, **head)
     if row.label in suite.failed:
         return Result(status="failed", reason=suite.failed[row.label].message, **head)
-    mine = [one for one in cells if row.label in one.labels]
+    trials = next((group.trials for group in suite.groups if row in group.rows), [])
+    mine = [one for one in (Cells(cell, trials) for cell in suite.cells()) if row.label in one.labels]
     stages = tuple(one.stage(row.label) for one in mine if suite.is_latency(one.cell))
     throughput = tuple(_throughput(row.label, mine, with_batches="offline" in suite.scenarios))
-    loaded = [trial.loaded[row.label] for trial in suite.trials]
+    loaded = [trial.loaded[row.label] for trial in trials]
     about: dict[str, Any] = {}
     if loaded:
         first = loaded[0]
-        peaks = [trial.peak_rss_mb[row.label] for trial in suite.trials]
+        peaks = [trial.peak_rss_mb[row.label] for trial in trials]
         about = {
             "engine": first.engine,
             "device": first.device,
@@ -113,7 +117,7 @@ def _result(suite: Suite, row: Row, cells: Sequence[Cells], accuracy: Sequence[A
             "first_ms": tuple(one.first_ms for one in loaded),
             "memory": Memory(base_rss_mb=first.base_rss_mb, peak_rss_mb=max(peaks), vram_mb=first.vram_mb),
         }
-    parity = _parity(suite, row.label)
+    parity = _parity(trials, row.label)
     status, reason = _status(row, parity)
     return Result(
         status=status,
@@ -158,6 +162,6 @@ def _median(values: Sequence[float]) -> Estimate:
     return timing.median(np.asarray(values, np.float64)[:, None])
 
 
-def _parity(suite: Suite, label: str) -> Parity | None:
-    found = suite.trials[0].parity.get(label) if suite.trials else None
+def _parity(trials: Sequence[Trial], label: str) -> Parity | None:
+    found = trials[0].parity.get(label) if trials else None
     return msgspec.convert(found, Parity) if found else None

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
-from edgeclip.benchmarks import cold, energy, timing
+from edgeclip.benchmarks import cold, energy, environment, timing
 from edgeclip.benchmarks.cold import Child
 from edgeclip.benchmarks.conditions import Device
 from edgeclip.benchmarks.energy import Counter
@@ -21,6 +21,11 @@ from edgeclip.bundle import Bundle
 from edgeclip.errors import EdgeClipError
 
 Say = Callable[[str], None]
+FREE_SHARE = 0.7
+"""Of the free memory, that processes may take."""
+PROCESS_MB = 250
+BY_SIZE = 3
+"""A process takes so much, and its files so often: engines keep what they were given beside what they make of it."""
 MULTI_STREAM: list[Cell] = [("e2e_image", 8), ("image_encode", 8)]
 """A query of a multi-stream has eight images, as in MLPerf."""
 
@@ -90,6 +95,16 @@ QUICK = Budget(
 
 
 @dataclass
+class Group:
+    """Artifacts whose processes fit into memory together; the first is in every group, to compare the others with."""
+
+    rows: list[Row]
+    trials: list[Trial] = field(default_factory=list)
+    host: dict[str, str] = field(default_factory=dict)
+    """Bundle -> the label whose process does the host's part; each bundle is in one group alone."""
+
+
+@dataclass
 class Suite:
     """One run.
 
@@ -108,12 +123,12 @@ class Suite:
     say: Say = lambda text: None
     seed: int = 0
     commands: Mapping[str, Sequence[str]] = field(default_factory=dict)
-    trials: list[Trial] = field(default_factory=list)
+    memory_mb: float | None = None
+    """For all processes together; None is what is free."""
+    groups: list[Group] = field(default_factory=list)
     failed: dict[str, EdgeClipError] = field(default_factory=dict)
     canary_ms: list[float] = field(default_factory=list)
     flags: list[str] = field(default_factory=list)
-    host: dict[str, str] = field(default_factory=dict)
-    """Bundle -> the label whose process did the host's part."""
     starts: dict[str, list[Child]] = field(default_factory=dict)
     sustained: dict[str, Sustained] = field(default_factory=dict)
     energy: dict[str, Energy] = field(default_factory=dict)
@@ -121,8 +136,11 @@ class Suite:
     def run(self) -> None:
         """Everything. An artifact that fails is left out of what follows."""
         disturbances = Disturbances(self.threads)
-        for number in range(self.budget.trials if self.cells() else 0):
-            self._trial(number)
+        memory = self.memory_mb if self.memory_mb is not None else FREE_SHARE * environment.free_mb()
+        self.groups = grouped(self._alive(), memory) if self.cells() else []
+        for number in range(self.budget.trials):
+            for group in self.groups:
+                self._trial(group, number)
         if "cold" in self.scenarios:
             self._cold()
         self._by_themselves()
@@ -147,22 +165,25 @@ class Suite:
     def _images(self) -> list[Row]:
         return [row for row in self._alive() if "image_encode" in row.stages]
 
-    def _trial(self, number: int) -> None:
+    def _trial(self, group: Group, number: int) -> None:
         trial = Trial(self.pictures.paths, self.threads)
-        self.trials.append(trial)
+        group.trials.append(trial)
         title = f"trial {number + 1} of {self.budget.trials}"
+        rows = [row for row in group.rows if row.label not in self.failed]
         with quietly(f"{title}: loading", self.budget.patience_s, self.say) as flags:
             self._canary()
-            with trial.open(self._alive(), self.seed + number, self.commands):
+            with trial.open(rows, self.seed + number, self.commands):
                 if number == 0:
                     trial.parity = trial.each(Worker.parity)
-                    self.host = {row.bundle: row.label for row in reversed(self._alive()) if row.label in trial.workers}
-                self._measure(trial, title)
+                    done = {name for one in self.groups for name in one.host}
+                    able = [row for row in reversed(rows) if row.label in trial.workers and row.bundle not in done]
+                    group.host = {row.bundle: row.label for row in able}
+                self._measure(group, trial, title)
                 self._canary()
         self.flags += flags
         self.failed |= trial.failed
 
-    def _measure(self, trial: Trial, title: str) -> None:
+    def _measure(self, group: Group, trial: Trial, title: str) -> None:
         """Single queries first: what a process holds at most is read after them, before it meets large batches."""
         for cell in self.cells():
             if cell[1] > 1 and not trial.peak_rss_mb:
@@ -170,10 +191,12 @@ class Suite:
             self.say(f"{title}: {cell[0].replace('_', ' ')}, batch {cell[1]}")
             trial.measure(cell, self.budget.pace(self._seconds(cell)))
         trial.peak_rss_mb = trial.peak_rss_mb or trial.each(Worker.peak_rss_mb)
-        if "single-stream" in self.scenarios:
+        if "single-stream" in self.scenarios and group.host:
             self.say(f"{title}: the host's part")
             for stage in HOST:
-                able = [row.label for row in self.rows if row.label in self.host.values() and stage in row.host_stages]
+                able = [
+                    row.label for row in group.rows if row.label in group.host.values() and stage in row.host_stages
+                ]
                 trial.measure((stage, 1), self.budget.pace(self.budget.host_s), only=able)
 
     def _seconds(self, cell: Cell) -> float:
@@ -239,3 +262,18 @@ class Suite:
 
     def _canary(self) -> None:
         self.canary_ms.append(timing.canary() * 1e3)
+
+
+def grouped(rows: Sequence[Row], memory_mb: float) -> list[Group]:
+    """All rows in one group where the memory is enough, and a second process of the first; else as few as it takes."""
+    groups: list[Group] = []
+    for row in rows:
+        needed = sum(map(_needs_mb, [rows[0], *groups[-1].rows, row])) if groups else 0.0
+        if not groups or (needed > memory_mb and len(groups[-1].rows) > 1):
+            groups.append(Group([rows[0]] if groups else []))
+        groups[-1].rows.append(row)
+    return groups
+
+
+def _needs_mb(row: Row) -> float:
+    return PROCESS_MB + BY_SIZE * row.size_bytes / 1e6

@@ -34,7 +34,7 @@ class Cells:
     def labels(self) -> list[str]:
         """Those that every trial has."""
         found = [trial.rounds.get(self.cell, {}) for trial in self.trials]
-        return [label for label in found[0] if all(label in one for one in found)]
+        return [label for label in (found[0] if found else {}) if all(label in one for one in found)]
 
     def stage(self, label: str) -> Stage:
         """The numbers of one artifact."""
@@ -70,8 +70,8 @@ class Cells:
         return Throughput(tower=tower, batch=batch, per_s=rate, flags=self.flags(label))
 
     def control(self) -> Control | None:
-        """The first artifact and its second process."""
-        if CONTROL not in self.labels:
+        """The first artifact and its second process; None where either did not live to the end."""
+        if CONTROL not in self.labels or {one.controlled for one in self.trials} != {self.labels[0]}:
             return None
         ratio = self._ratio(CONTROL, self.labels[0])
         return Control(stage=self.cell[0], batch=self.cell[1], ratio=ratio, passed=ratio.inside(*BOUNDS))

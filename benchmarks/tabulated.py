@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from edgeclip.benchmarks.record import Comparison, Record, Result, Stage
+from edgeclip.benchmarks.record import Comparison, Control, Record, Result, Stage
 from edgeclip.benchmarks.report import Table, interval, number
 from edgeclip.benchmarks.scored import TOP1
 from edgeclip.benchmarks.timing import Estimate
@@ -57,11 +57,23 @@ def stages(record: Record) -> Table:
 def compared(record: Record) -> Table:
     """Verdicts, with the control of each cell."""
     rows = []
-    for control in record.controls:
-        verdict = "control passed" if control.passed else "control failed"
-        rows.append([named(control.stage), str(control.batch), "control A/A", "", *_ratio(control.ratio), verdict])
-        rows += [_comparison(one) for one in record.comparisons if _cell(one) == (control.stage, control.batch)]
+    for controls, comparisons in by_cell(record).values():
+        rows += [_control(one) for one in controls]
+        rows += [_comparison(one) for one in comparisons]
     return "Comparisons, in the same rounds", COMPARED, rows
+
+
+Cells = dict[tuple[str, int], tuple[list[Control], list[Comparison]]]
+
+
+def by_cell(record: Record) -> Cells:
+    """The controls and the comparisons of each stage and batch."""
+    found: Cells = {}
+    for control in record.controls:
+        found.setdefault((control.stage, control.batch), ([], []))[0].append(control)
+    for comparison in record.comparisons:
+        found.setdefault((comparison.stage, comparison.batch), ([], []))[1].append(comparison)
+    return found
 
 
 def environment(record: Record) -> list[tuple[str, str]]:
@@ -160,8 +172,9 @@ def _tail(stage: Stage | None, *names: str) -> list[str]:
     return [number(one.value) if one else "" for one in found]
 
 
-def _cell(one: Comparison) -> tuple[str, int]:
-    return one.stage, one.batch
+def _control(one: Control) -> list[str]:
+    verdict = "control passed" if one.passed else "control failed"
+    return [named(one.stage), str(one.batch), "control A/A", "", *_ratio(one.ratio), verdict]
 
 
 def _comparison(one: Comparison) -> list[str]:

@@ -66,6 +66,8 @@ class Trial:
     failed: dict[str, EdgeClipError] = field(default_factory=dict)
     rounds: dict[Cell, dict[str, Rounds]] = field(default_factory=dict)
     warmth: dict[Cell, dict[str, Warmth]] = field(default_factory=dict)
+    controlled: str = ""
+    """What the control is a second process of."""
     peak_rss_mb: dict[str, float] = field(default_factory=dict)
     parity: dict[str, dict[str, Any]] = field(default_factory=dict)
 
@@ -83,6 +85,7 @@ class Trial:
         runs = [row for row in rows if row.label in self.workers]
         self.workers = {row.label: self.workers[row.label] for row in runs}
         if runs:
+            self.controlled = runs[0].label
             self._start(CONTROL, runs[0], commands)
         return closing(self.workers)
 

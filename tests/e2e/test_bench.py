@@ -125,6 +125,22 @@ def test_a_process_that_dies_is_a_row_with_its_reason_and_the_rest_completes(tmp
     assert not bad.stages
 
 
+@pytest.mark.nightly
+def test_processes_that_do_not_fit_into_memory_together_run_in_groups(tiny_bundle: Path, tmp_path: Path) -> None:
+    little = "suite.Suite = __import__('functools').partial(suite.Suite, memory_mb=0.0)\n"
+    options = ("--precision", "fp32", "--target", "onnx,openvino", "--scenario", "multi-stream", "--quick")
+    done = patched(benching.TINY + little, "bench", tiny_bundle, tiny_bundle, *options, "--report", tmp_path / "r.html")
+    assert done.returncode == 0, done.stderr
+    found = record.read(tmp_path / "r.json")
+    assert [one.label for one in found.results] == [
+        *("tiny onnx fp32", "tiny openvino fp32", "tiny 2 onnx fp32", "tiny 2 openvino fp32"),
+    ]
+    assert all(len(one.stages) == 2 for one in found.results)
+    assert len(found.controls) == len(found.comparisons) == 6
+    assert {one.a for one in found.comparisons} == {"tiny onnx fp32"}
+
+
+@pytest.mark.nightly
 def test_the_checkpoint_in_pytorch_is_a_row(tiny_bundle: Path, tiny_checkpoint: Path) -> None:
     options = ("--target", "onnx", "--precision", "fp32", "--scenario", "single-stream", "--quick")
     found = document(patched(benching.TINY, "bench", tiny_bundle, *options, "--reference", tiny_checkpoint, "--json"))

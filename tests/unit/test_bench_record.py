@@ -16,6 +16,7 @@ from edgeclip.benchmarks.comparison import Bound
 from edgeclip.benchmarks.inputs import generated
 from edgeclip.benchmarks.record import Inputs, Moment, Power, Sustained
 from edgeclip.benchmarks.rows import rows_of
+from edgeclip.benchmarks.suite import grouped
 from edgeclip.bundle import Bundle
 from edgeclip.errors import UsageError
 from edgeclip.loading import BUILT_IN
@@ -258,6 +259,15 @@ def test_what_cannot_run_here_is_skipped_unless_it_was_asked_for(
     assert "needs macOS" in row.missing and not row.wanted
     [row] = rows_of(bundle, "b", targets=["coreml"])
     assert row.wanted
+
+
+def test_rows_that_do_not_fit_into_memory_together_share_the_first(tmp_path: Path) -> None:
+    rows = rows_of(bundles.write(tmp_path / "b.edgeclip"), "b")
+    assert len(rows) == 4  # each takes 250 MB
+    assert [[row.label for row in group.rows] for group in grouped(rows, 2000.0)] == [[row.label for row in rows]]
+    found = [[rows.index(row) for row in group.rows] for group in grouped(rows, 1100.0)]
+    assert found == [[0, 1, 2], [0, 3]]
+    assert [len(group.rows) for group in grouped(rows, 0.0)] == [2, 2, 2]
 
 
 def test_another_backend_runs_what_the_bundle_has_nothing_of_its_own_for() -> None:

@@ -31,7 +31,7 @@ def rounds(seed: int, factor: float = 1.0, count: int = 60, calls: int = 10, ris
 
 
 def trial(**found: Rounds) -> Trial:
-    one = Trial((), 1)
+    one = Trial((), 1, controlled=next(iter(found)))
     one.rounds[CELL] = dict(found)
     one.warmth[CELL] = {label: Warmth(1.0, 100, True) for label in found}
     return one
@@ -130,6 +130,12 @@ def test_an_equal_process_is_equal_and_a_slower_one_slower() -> None:
     cells = Cells(CELL, [trial(a=rounds(0), b=rounds(1), c=rounds(2, 1.1), **{CONTROL: rounds(3)})])
     assert cells.control() is not None and cells.control().passed  # type: ignore[union-attr]
     assert {one.b: one.verdict for one in cells.comparisons()} == {"b": "equal", "c": "slower"}
+
+
+def test_a_control_of_what_has_failed_is_none() -> None:
+    one = trial(a=rounds(0), b=rounds(1), **{CONTROL: rounds(3)})
+    del one.rounds[CELL]["a"]
+    assert Cells(CELL, [one]).control() is None
 
 
 def test_what_failed_in_one_trial_is_in_no_comparison() -> None:
