@@ -14,7 +14,6 @@ from edgeclip.benchmarks.report import number
 from edgeclip.benchmarks.svg import BOTTOM, TOP, Frame, fitting, room_for, series
 from edgeclip.benchmarks.tabulated import named
 from edgeclip.benchmarks.timing import Estimate
-from edgeclip.benchmarks.verdict import MARGIN
 
 HEIGHT = 260
 BAR = 22
@@ -207,7 +206,8 @@ def forest(record: Record) -> Chart | None:
     high = max(1.1, *(ratio.high for _, ratio, _ in lines))
     x = frame.horizontal(low / 1.03, high * 1.03, is_log=True)
     frame.x_axis(x, f"time × that of {record.comparisons[0].a}")
-    frame.box(x(1 - MARGIN), TOP, x(1 + MARGIN) - x(1 - MARGIN), frame.bottom - TOP, "band")
+    margin = record.config.margin
+    frame.box(x(1 - margin), TOP, x(1 + margin) - x(1 - margin), frame.bottom - TOP, "band")
     for i, (label, ratio, verdict) in enumerate(lines):
         middle = _label(frame, i, label) + BAR / 2
         kind = {"faster": "s1", "slower": "s5", "control": "plain"}.get(verdict, "weak")
@@ -215,7 +215,7 @@ def forest(record: Record) -> Chart | None:
         frame.dot(x(ratio.value), middle, 4, f"fill {kind}", f"{label}: {ratio.value:.3f}, {verdict}")
     return Chart(
         "Differences that can be told from none",
-        f"Ratios of medians of the same rounds, with 95 % intervals. Within the band of {100 * MARGIN:g} % there is no "
+        f"Ratios of medians of the same rounds, with 95 % intervals. Within the band of {100 * margin:g} % there is no "
         "difference; the control is a second process of the first artifact.",
         frame.render("ratios to the first artifact"),
         (("s1", "faster"), ("s5", "slower"), ("weak", "equal or undecided"), ("plain", "control")),

@@ -11,7 +11,7 @@ import numpy as np
 from edgeclip.benchmarks import tabulated
 from edgeclip.benchmarks.record import Record, Result, Stage
 from edgeclip.benchmarks.timing import Estimate
-from edgeclip.benchmarks.verdict import RUNS_MARGIN, Verdict, verdict
+from edgeclip.benchmarks.verdict import COARSE_MARGIN, Verdict, verdict
 from edgeclip.errors import UsageError
 
 _Z = 1.959964
@@ -77,7 +77,7 @@ def _compared(a: Record, b: Record) -> Iterator[Compared]:
             if after is not None:
                 ratio = ratio_of(before, after)
                 steady = all(_is_reliable(record, before.stage, before.batch) for record in (a, b))
-                told = verdict(ratio, _ONE if steady else None, RUNS_MARGIN)
+                told = verdict(ratio, _ONE if steady else None, COARSE_MARGIN)
                 yield Compared(one.label, before.stage, before.batch, before.p50_ms, after.p50_ms, ratio, told)
 
 

@@ -33,6 +33,7 @@ from edgeclip.benchmarks.suite import Suite
 from edgeclip.benchmarks.summary import Cells
 from edgeclip.benchmarks.timing import Estimate
 from edgeclip.benchmarks.trial import Trial
+from edgeclip.benchmarks.verdict import margin_of
 from edgeclip.bundle import Bundle
 
 
@@ -67,6 +68,7 @@ def _config(suite: Suite) -> Config:
         trials=suite.budget.trials,
         seconds=suite.budget.seconds,
         queries=suite.budget.queries,
+        margin=margin_of(suite.budget.trials),
         inputs=suite.pictures.described,
         seed=suite.seed,
     )

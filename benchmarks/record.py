@@ -238,6 +238,8 @@ class Config(Struct, frozen=True):
     """For each artifact and stage, of all trials."""
     queries: Count
     """At least, for each artifact and stage."""
+    margin: float
+    """What is no difference within the run, as a share."""
     inputs: Inputs
     seed: int
 

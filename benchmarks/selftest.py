@@ -21,7 +21,7 @@ from edgeclip.benchmarks.quiet import Progress
 from edgeclip.benchmarks.rows import Row, rows_of
 from edgeclip.benchmarks.summary import Cells
 from edgeclip.benchmarks.trial import Cell, Pace, Trial
-from edgeclip.benchmarks.verdict import Verdict
+from edgeclip.benchmarks.verdict import Verdict, margin_of
 from edgeclip.bundle import Bundle
 from edgeclip.errors import GateError
 from edgeclip.loading import BUILT_IN
@@ -31,7 +31,7 @@ EQUAL, SLOWED = "equal", "slowed"
 SLOWDOWN = 0.10
 LEAST = 0.95
 CELL: Cell = ("image_encode", 1)
-PACE = Pace(seconds=1.0, turns=8, warmup_s=0.2, window_s=0.1, most_warmup_s=1.0, extensions=8)
+PACE = Pace(seconds=1.0, turns=8, warmup_s=0.2, window_s=0.1, most_warmup_s=1.0, extensions=8, margin=margin_of(1))
 THREADS = 1
 """Of each engine: two threads on two CPUs would measure the other processes of the machine."""
 COMMAND = ("-m", "edgeclip.benchmarks.selftest", "worker")

@@ -16,6 +16,7 @@ from edgeclip.benchmarks.rows import Row
 from edgeclip.benchmarks.stages import ENCODE, HOST
 from edgeclip.benchmarks.sustained import image_energy, sustain
 from edgeclip.benchmarks.trial import Cell, Pace, Trial
+from edgeclip.benchmarks.verdict import margin_of
 from edgeclip.benchmarks.workers import COMMAND, Worker
 from edgeclip.bundle import Bundle
 from edgeclip.errors import EdgeClipError
@@ -55,7 +56,15 @@ class Budget:
     def pace(self, seconds: float) -> Pace:
         """Of one trial, where all of them take so long."""
         turns = max(2, self.queries // self.trials // 8)
-        return Pace(seconds / self.trials, turns, self.warmup_s, self.window_s, self.most_warmup_s, self.extensions)
+        return Pace(
+            seconds / self.trials,
+            turns,
+            self.warmup_s,
+            self.window_s,
+            self.most_warmup_s,
+            self.extensions,
+            margin_of(self.trials),
+        )
 
 
 STANDARD = Budget(

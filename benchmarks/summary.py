@@ -10,10 +10,9 @@ import numpy as np
 from edgeclip.benchmarks import percentiles, timing
 from edgeclip.benchmarks.percentiles import Values
 from edgeclip.benchmarks.record import Comparison, Control, Stage, Throughput, Warmup
-from edgeclip.benchmarks.results import CONTROL as BOUNDS
 from edgeclip.benchmarks.timing import Estimate, Samples
 from edgeclip.benchmarks.trial import CONTROL, Cell, Rounds, Trial, medians
-from edgeclip.benchmarks.verdict import verdict
+from edgeclip.benchmarks.verdict import is_good, margin_of, verdict
 from edgeclip.manifest import Tower
 
 NOISY = 0.05
@@ -35,6 +34,11 @@ class Cells:
         """Those that every trial has."""
         found = [trial.rounds.get(self.cell, {}) for trial in self.trials]
         return [label for label in (found[0] if found else {}) if all(label in one for one in found)]
+
+    @property
+    def margin(self) -> float:
+        """Differences below this are none."""
+        return margin_of(len(self.trials))
 
     def stage(self, label: str) -> Stage:
         """The numbers of one artifact."""
@@ -74,7 +78,7 @@ class Cells:
         if CONTROL not in self.labels or {one.controlled for one in self.trials} != {self.labels[0]}:
             return None
         ratio = self._ratio(CONTROL, self.labels[0])
-        return Control(stage=self.cell[0], batch=self.cell[1], ratio=ratio, passed=ratio.inside(*BOUNDS))
+        return Control(stage=self.cell[0], batch=self.cell[1], ratio=ratio, passed=is_good(ratio, self.margin))
 
     def comparisons(self) -> Iterator[Comparison]:
         """Each artifact and the first."""
@@ -90,7 +94,7 @@ class Cells:
                 stage=self.cell[0],
                 batch=self.cell[1],
                 ratio=ratio,
-                verdict=verdict(ratio, control.ratio if control else None),
+                verdict=verdict(ratio, control.ratio if control else None, self.margin),
             )
 
     def flags(self, label: str) -> tuple[str, ...]:

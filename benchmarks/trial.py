@@ -12,9 +12,9 @@ from typing import Any
 import numpy as np
 
 from edgeclip.benchmarks import timing
-from edgeclip.benchmarks.results import CONTROL as BOUNDS
 from edgeclip.benchmarks.rows import Row
 from edgeclip.benchmarks.timing import PAUSE_S, Warmth
+from edgeclip.benchmarks.verdict import is_good
 from edgeclip.benchmarks.workers import COMMAND, Loaded, Worker, closing
 from edgeclip.errors import EdgeClipError
 
@@ -53,6 +53,8 @@ class Pace:
     most_warmup_s: float
     extensions: int
     """How often it is measured again, half as long, until the control passes."""
+    margin: float
+    """That it must keep."""
 
 
 @dataclass
@@ -106,7 +108,7 @@ class Trial:
         for number in range(1 + pace.extensions):
             more = self._interleaved(cell, counts, pace if number == 0 else replace(pace, seconds=pace.seconds / 2))
             found = {label: [*found[label], *more[label]] for label in counts}
-            if only is not None or _is_settled(found):
+            if only is not None or _is_settled(found, pace.margin):
                 break
         self.rounds[cell] = {label: rounds for label, rounds in found.items() if label not in self.failed}
 
@@ -163,11 +165,11 @@ def medians(rounds: Rounds) -> timing.Samples:
     return timing.column(rounds, lambda turn: float(np.median(turn.seconds)))
 
 
-def _is_settled(found: Mapping[str, Rounds]) -> bool:
+def _is_settled(found: Mapping[str, Rounds], margin: float) -> bool:
     """Whether the control passes; where there is none, nothing is gained by measuring on."""
     if not found.get(CONTROL):
         return True
     first = next(iter(found))
     if not found[first][-1][1].seconds or not found[CONTROL][-1][1].seconds:
         return True
-    return timing.ratio(medians(found[CONTROL]), medians(found[first])).inside(*BOUNDS)
+    return is_good(timing.ratio(medians(found[CONTROL]), medians(found[first])), margin)

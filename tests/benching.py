@@ -108,6 +108,7 @@ def record(*results: Result, config: dict[str, Any] | None = None, env: dict[str
         "trials": 2,
         "seconds": 60.0,
         "queries": 1024,
+        "margin": 0.02,
         "inputs": Inputs(name="generated", sha256=f"sha256:{'0' * 64}", images=8, texts=8),
         "seed": 0,
     }

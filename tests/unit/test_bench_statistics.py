@@ -13,7 +13,7 @@ from edgeclip.benchmarks import percentiles, timing
 from edgeclip.benchmarks.summary import Cells
 from edgeclip.benchmarks.timing import Estimate, Warmth
 from edgeclip.benchmarks.trial import CONTROL, Rounds, Trial, Turn
-from edgeclip.benchmarks.verdict import RUNS_MARGIN, verdict
+from edgeclip.benchmarks.verdict import COARSE_MARGIN, MARGIN, margin_of, verdict
 
 GOOD = Estimate(1.0, 0.99, 1.01)
 CELL = "image_encode", 1
@@ -91,18 +91,22 @@ def test_drift_is_the_change_over_the_whole_time_and_outliers_do_not_move_it() -
     ],
 )
 def test_a_verdict_follows_from_the_interval(ratio: Estimate, said: str) -> None:
-    assert verdict(ratio, GOOD) == said
+    assert verdict(ratio, GOOD, MARGIN) == said
 
 
 @pytest.mark.parametrize("control", [None, Estimate(1.03, 1.025, 1.035), Estimate(1.0, 0.9, 1.1)])
 def test_nothing_is_ranked_without_a_control_that_passed(control: Estimate | None) -> None:
-    assert verdict(Estimate(0.5, 0.49, 0.51), control) == "undecided (noisy)"
+    assert verdict(Estimate(0.5, 0.49, 0.51), control, MARGIN) == "undecided (noisy)"
 
 
-def test_between_runs_four_percent_is_no_difference() -> None:
+def test_few_processes_and_other_runs_cannot_tell_four_percent() -> None:
     four = Estimate(0.96, 0.955, 0.965)
-    assert verdict(four, GOOD) == "faster"
-    assert verdict(four, GOOD, RUNS_MARGIN) == "equal"
+    assert verdict(four, GOOD, MARGIN) == "faster"
+    assert verdict(four, GOOD, COARSE_MARGIN) == "equal"
+
+
+def test_two_percent_can_be_told_from_three_trials_on() -> None:
+    assert [margin_of(trials) for trials in (1, 2, 3, 5)] == [COARSE_MARGIN, COARSE_MARGIN, MARGIN, MARGIN]
 
 
 def test_fresh_processes_that_differ_widen_the_interval() -> None:
