@@ -20,6 +20,7 @@ from edgeclip.cli.bench import SCENARIOS
 from edgeclip.errors import TargetLoadError, UsageError
 from edgeclip.loading import BUILT_IN
 from tests import benching
+from tests.bundles import made_wrong
 from tests.cli import document, edgeclip, patched
 
 CRASHING = """
@@ -151,12 +152,12 @@ def test_the_checkpoint_in_pytorch_is_a_row(tiny_bundle: Path, tiny_checkpoint: 
     assert [one["stage"] for one in eager["stages"]] == [one["stage"] for one in ours["stages"]]
 
 
-def test_an_artifact_that_computes_something_else_is_below_its_gate(wrong_bundle: Path) -> None:
-    options = ("--target", "onnx", "--precision", "fp32", "--scenario", "multi-stream", "--quick")
-    done = patched(benching.TINY, "bench", wrong_bundle, *options)
+def test_an_artifact_that_computes_something_else_is_below_its_gate(tmp_path: Path) -> None:
+    wrong = made_wrong(BUILT_IN, tmp_path / "wrong.edgeclip")
+    done = patched(benching.TINY, "bench", wrong, "--scenario", "multi-stream", "--quick")
     assert done.returncode == 1
     assert "❎ below gate" in done.stdout
-    assert "below their gate; onnx fp32: image: cosine mean" in done.stderr
+    assert "below their gate; onnx fp16: image: cosine mean" in done.stderr
 
 
 @pytest.mark.parametrize(
