@@ -242,7 +242,7 @@ def to_markdown(rows: Sequence[Row], limit: int) -> str:
         f"`{CALIBRATED_ON}`. *cos min, golden* is to the fp32 PyTorch model, on the bundle's own sixteen inputs.",
         "*others* is the mean cosine of different inputs: how close two embeddings of the model are that have nothing",
         "to do with each other. *top-1* is how often the nearest fp32 embedding is that of the same input. RN50 and",
-        "ViT-B/32 have random weights.",
+        "ViT-B/32 have random weights. Times are of one build, whatever else the machine did.",
         "",
         f"| {' | '.join(COLUMNS)} |",
         f"|{'---|' * len(COLUMNS)}",

@@ -19,7 +19,7 @@ from edgeclip.benchmarks.subjects import MAKERS, Subject, Workshop
 from edgeclip.benchmarks.variants import Variant, variants_of
 from edgeclip.bundle import Bundle
 from edgeclip.cpus import available_cpus
-from edgeclip.errors import EdgeClipError
+from edgeclip.errors import EdgeClipError, UsageError
 from edgeclip.tokenizer import Tokenizer
 
 CAPTIONED = "eval/wds_flickr8k"
@@ -114,6 +114,7 @@ def main(
     budget = QUICK if quick else STANDARD
     clock = Clock(budget.seconds, budget.queries, threads or available_cpus(), 2.0 if quick else PATIENCE_S, say)
     try:
+        _check(data)
         made = [MAKERS[key](workshop) for key in only or MAKERS]
         if make_only:
             return
@@ -124,6 +125,15 @@ def main(
         _publish(found, folder or work / "reports", docs=whole and folder is not None, say=say)
     except EdgeClipError as exc:
         raise click.ClickException(str(exc)) from exc
+
+
+def _check(data: Path) -> None:
+    """Before half an hour of making bundles."""
+    for name in (subjects.CALIBRATED_ON, subjects.EVALUATED_ON, CAPTIONED):
+        if not (data / name).is_dir():
+            raise UsageError(
+                f"{data / name}: no such folder", hint="--data names the folder that holds train/ and eval/"
+            )
 
 
 def _run(made: Sequence[Subject], data: Path, budget: Budget, clock: Clock, mode: dict[str, Any]) -> Report:

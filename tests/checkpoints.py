@@ -50,8 +50,16 @@ RN50 = Sizes(
 )  # fmt: skip
 """The architecture of that name."""
 SPEAKING_VIT = Sizes(vocab_size=525)
+SPEAKING_RESNET = Sizes(width=8, layers=(1, 2, 1, 1), patch=0, vocab_size=525)
 """With room for the tokenizer of `tests.tiny`."""
-SIZES = {"vit": VIT, "resnet": RESNET, "odd-vit": ODD_VIT, "rn50": RN50, "speaking-vit": SPEAKING_VIT}
+SIZES = {
+    "vit": VIT,
+    "resnet": RESNET,
+    "odd-vit": ODD_VIT,
+    "rn50": RN50,
+    "speaking-vit": SPEAKING_VIT,
+    "speaking-resnet": SPEAKING_RESNET,
+}
 
 
 class _Gelu(nn.Module):

@@ -8,8 +8,10 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Sequence
-from typing import Any
+from contextlib import suppress
+from pathlib import Path
 
+from edgeclip.backends.memfile import as_path
 from edgeclip.backends.trt_build_child import Job
 from edgeclip.buffers import Buffer
 from edgeclip.errors import ResourceError, TargetLoadError
@@ -57,25 +59,29 @@ def build_plan(
     job = Job(_sizes(profile.batch), _sizes(profile.context) if profile.context else None, precision != "fp32", device)
     arguments = [*command, json.dumps(sys.path), job.to_json()]
     pipe = subprocess.PIPE
-    with subprocess.Popen(arguments, stdin=pipe, stdout=pipe, stderr=pipe) as process:
+    with (
+        as_path(onnx) as path,
+        Path(path).open("rb") as graph,
+        subprocess.Popen(arguments, stdin=graph, stdout=pipe, stderr=pipe) as process,
+    ):
         try:
-            answer, chatter = _communicate(process, onnx, name, limit_s, tick)
+            answer, chatter = _communicate(process, name, limit_s, tick)
         finally:
             process.kill()
     return _plan(answer, chatter, process.returncode, name)
 
 
 def _communicate(
-    process: subprocess.Popen[bytes], onnx: Buffer, name: str, limit_s: float, tick: Callable[[float], None] | None
+    process: subprocess.Popen[bytes], name: str, limit_s: float, tick: Callable[[float], None] | None
 ) -> tuple[bytes, bytes]:
-    """Feed the builder and collect what it says until it ends."""
+    """Collect what the builder says until it ends.
+
+    Its input is a file and no pipe: after a first time-out, `Popen.communicate` writes no more of its input.
+    """
     started = time.monotonic()
-    rest: Any = memoryview(onnx)
     while True:
-        try:
-            return process.communicate(rest, timeout=POLL_S)
-        except subprocess.TimeoutExpired:
-            rest = None  # what was not written yet is remembered
+        with suppress(subprocess.TimeoutExpired):
+            return process.communicate(timeout=POLL_S)
         passed = time.monotonic() - started
         if passed > limit_s:
             raise TargetLoadError(

@@ -15,10 +15,10 @@ import edgeclip
 from edgeclip import publish
 from edgeclip.bundle import Bundle
 from edgeclip.loading import BUILT_IN
-from edgeclip.manifest import Quantization, Target
+from edgeclip.manifest import Budget, Quantization, Target
 from edgeclip.quantize.bundled import subject_of
 from edgeclip.quantize.calibration import Calibration, collect
-from edgeclip.quantize.evaluation import agreement
+from edgeclip.quantize.evaluation import Evaluation, agreement, open_evaluation
 from edgeclip.quantize.quantizer import Quantizer, Settings
 from edgeclip.quantize.sensitivity import distortions
 from tests import cli, pictures
@@ -189,6 +189,27 @@ def test_the_search_spares_the_layers_that_outliers_break(calibration: Calibrati
     convolutions = [layer.name for layer in layers if layer.op == "Conv"]
     assert convolutions[3] in spared
     assert 0 < budget.kept < 35 / 4
+
+
+@pytest.mark.nightly
+def test_half_a_point_is_kept_to_although_outliers_break_the_model(data_dir: Path) -> None:
+    """As above with the budget that is usual, which takes thousands of pictures to show."""
+    bundle = Bundle.open(BUILT_IN)
+    preprocess, tokenizer = bundle.manifest.preprocess, pictures.tokenizer()
+    calibration = collect(data_dir / "train", preprocess, tokenizer, count=300)
+    labelled = open_evaluation(data_dir / "eval" / "wds_tinyimagenet", preprocess, tokenizer)
+    subject = subject_of(bundle, ["image", "text"])
+    planted = replace(subject, models={**subject.models, "image": plant(subject.models["image"], {2: 5, 5: 7})})
+
+    def budget(evaluation: Evaluation, max_drop_pt: float | None = None) -> Budget:
+        made = Quantizer(planted, Settings(calibration, evaluation, max_drop_pt)).make("onnx", "w8a8")["image"]
+        assert made.quantization.budget is not None
+        return made.quantization.budget
+
+    assert budget(replace(labelled, metric="agreement", answers=None)).drop_pt > 10
+    found = budget(labelled, 0.5)
+    assert found.drop_pt < 0.5 and 0 < found.kept < 35 / 4
+    assert next(step for step in found.steps if step.kept == found.kept).fits
 
 
 def test_sensitivity_finds_the_planted_layers(calibration: Calibration) -> None:

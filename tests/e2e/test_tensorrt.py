@@ -217,6 +217,18 @@ def test_a_builder_that_hangs_is_ended(private_cache: Path, monkeypatch: pytest.
     assert not list(private_cache.rglob("*.*"))
 
 
+def test_a_builder_that_begins_late_gets_the_whole_graph() -> None:
+    """A graph is larger than what a pipe holds, and a slow device takes seconds to start the process that reads it."""
+    code = """
+import sys, time
+time.sleep(2.5)
+size = len(sys.stdin.buffer.read())
+print('{"error": "%d bytes"}' % size)
+"""
+    with pytest.raises(TargetLoadError, match="cannot build it: 1000000 bytes"):
+        build_plan(bytes(1_000_000), PROFILE, precision="fp32", limit_s=30, command=child(code))
+
+
 def test_a_builder_does_not_outlive_who_waits_for_it(tmp_path: Path) -> None:
     """The real child, which waits for the rest of its graph while its parent is killed."""
     code = """

@@ -6,7 +6,7 @@ The other side is transformers' `CLIPModel` or a model of PyTorch's own layers, 
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,7 @@ import torch
 from numpy.typing import NDArray
 
 import edgeclip
+from edgeclip.bundle import Bundle
 from edgeclip.export.pipeline import export, plan
 from edgeclip.export.source import open_source
 from edgeclip.manifest import Precision
@@ -30,11 +31,14 @@ Encoder = Callable[[torch.Tensor], torch.Tensor]
 
 def check(output: Path, size: int, encode_image: Encoder, encode_text: Encoder) -> None:
     """Every artifact of the bundle against the model that the checkpoint was written from."""
+    made = {artifact.precision for artifact in Bundle.open(output).artifacts()}
+    assert made
     coarse = np.random.default_rng(0).integers(0, 256, (3, 5, 5, 3), dtype=np.uint8)
     pixels = coarse.repeat(size // 5 + 1, axis=1).repeat(size // 5 + 1, axis=2)[:, :size, :size]
     pixels = np.ascontiguousarray(pixels)
     for backend in ("onnxruntime", "openvino"):
-        for precision, bound in BOUND.items():
+        for precision in made:
+            bound = BOUND[precision]
             with edgeclip.load(output, backend=backend, precision=precision) as model:
                 ids = model.tokenize(TEXTS)
                 images = cosines(model.encode_pixels(pixels), encode_image(normalised(pixels)))
@@ -56,9 +60,9 @@ def cosines(ours: Rows, theirs: torch.Tensor) -> NDArray[np.float64]:
     return np.asarray((ours.astype(np.float64) * other).sum(axis=1))
 
 
-def make(folder: Path, output: Path, **options: Any) -> None:
+def make(folder: Path, output: Path, precisions: Sequence[Precision] = tuple(BOUND), **options: Any) -> None:
     source = open_source(folder, random_weights=True, **options)
-    raise_if_failed(export(source, output, plan(["onnx", "openvino"], ["fp32", "fp16"], None)))
+    raise_if_failed(export(source, output, plan(["onnx", "openvino"], precisions, None)))
 
 
 @pytest.mark.parametrize(
@@ -67,7 +71,7 @@ def make(folder: Path, output: Path, **options: Any) -> None:
 @torch.no_grad()
 def test_a_huggingface_model_of_odd_sizes(options: dict[str, Any], tmp_path: Path) -> None:
     theirs = tiny.checkpoint(tmp_path / "clip", **options)
-    make(tmp_path / "clip", tmp_path / "b.edgeclip")
+    make(tmp_path / "clip", tmp_path / "b.edgeclip", ["fp32"] if options else tuple(BOUND))
     check(
         tmp_path / "b.edgeclip", 60,
         lambda x: theirs.get_image_features(x).pooler_output,
@@ -75,6 +79,7 @@ def test_a_huggingface_model_of_odd_sizes(options: dict[str, Any], tmp_path: Pat
     )  # fmt: skip
 
 
+@pytest.mark.nightly
 @torch.no_grad()
 def test_a_huggingface_vit_b_32(bpe_path: Path, tmp_path: Path) -> None:
     theirs = checkpoints.hf_clip(tmp_path / "clip", "vit-b-32")
@@ -86,6 +91,7 @@ def test_a_huggingface_vit_b_32(bpe_path: Path, tmp_path: Path) -> None:
     )  # fmt: skip
 
 
+@pytest.mark.nightly
 @torch.no_grad()
 def test_an_openclip_rn50(bpe_path: Path, tmp_path: Path) -> None:
     theirs = checkpoints.openclip_dir(tmp_path / "clip", "rn50", quick_gelu=True)
@@ -97,6 +103,14 @@ def test_an_openclip_rn50(bpe_path: Path, tmp_path: Path) -> None:
 @torch.no_grad()
 def test_an_openclip_vit(quick_gelu: bool, tmp_path: Path) -> None:
     theirs = checkpoints.openclip_dir(tmp_path / "clip", "speaking-vit", quick_gelu=quick_gelu)
+    precisions: list[Precision] = ["fp32"] if quick_gelu else ["fp32", "fp16"]
+    make(tmp_path / "clip", tmp_path / "b.edgeclip", precisions, tokenizer=tiny.tokenizer_file(tmp_path))
+    check(tmp_path / "b.edgeclip", 64, theirs, theirs.encode_text)
+
+
+@torch.no_grad()
+def test_an_openclip_resnet(tmp_path: Path) -> None:
+    theirs = checkpoints.openclip_dir(tmp_path / "clip", "speaking-resnet", quick_gelu=True)
     make(tmp_path / "clip", tmp_path / "b.edgeclip", tokenizer=tiny.tokenizer_file(tmp_path))
     check(tmp_path / "b.edgeclip", 64, theirs, theirs.encode_text)
 
@@ -104,5 +118,5 @@ def test_an_openclip_vit(quick_gelu: bool, tmp_path: Path) -> None:
 @torch.no_grad()
 def test_an_openai_archive(tmp_path: Path) -> None:
     theirs = checkpoints.openai_archive(tmp_path / "clip.pt", "speaking-vit")
-    make(tmp_path / "clip.pt", tmp_path / "b.edgeclip", tokenizer=tiny.tokenizer_file(tmp_path))
+    make(tmp_path / "clip.pt", tmp_path / "b.edgeclip", ["fp32"], tokenizer=tiny.tokenizer_file(tmp_path))
     check(tmp_path / "b.edgeclip", 64, theirs, theirs.encode_text)

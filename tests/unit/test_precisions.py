@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from collections import Counter
 from pathlib import Path
 
@@ -255,3 +257,11 @@ def test_a_bundle_that_other_code_made_is_made_anew_unless_it_is_kept(
     monkeypatch.setattr(subjects, "_digest_of_code", lambda: "other")
     assert workshop(tmp_path, keep=True).begin("student", source).read_bytes() == b"made"
     assert workshop(tmp_path).begin("student", source).read_bytes() == b"source"
+
+
+def test_missing_data_is_said_before_bundles_are_made(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "edgeclip.benchmarks.precisions", "--data", str(tmp_path), "--tokenizer", __file__]
+    done = subprocess.run([*command, "--work", str(tmp_path / "work")], capture_output=True, text=True, check=False)
+    assert done.returncode == 1
+    assert f"{tmp_path / 'train'}: no such folder" in done.stderr
+    assert not (tmp_path / "work").exists()
