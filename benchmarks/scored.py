@@ -11,6 +11,7 @@ from edgeclip.benchmarks.record import Accuracy
 from edgeclip.benchmarks.rows import Row
 from edgeclip.bundle import Bundle
 from edgeclip.errors import UsageError
+from edgeclip.manifest import Compute
 
 TOP1 = "top1"
 
@@ -23,6 +24,7 @@ class Subject(msgspec.Struct, frozen=True):
     target: str
     precision: str
     backend: str
+    compute: Compute = "f32"
 
 
 class Score(msgspec.Struct, frozen=True):
@@ -36,6 +38,8 @@ class Score(msgspec.Struct, frozen=True):
     low: float
     high: float
     n: int
+    group: str = ""
+    """Of people, where a rate is of one group; "" where it is of all."""
     drop_pt: float | None = None
 
 
@@ -60,11 +64,8 @@ def read(path: Path) -> tuple[Score, ...]:
 
 def of(scores: Sequence[Score], row: Row, bundle: Bundle) -> tuple[Accuracy, ...]:
     """Those of an artifact. Where its own backend was not scored, another's scores of the same files stand for it."""
-    same = [
-        one
-        for one in scores
-        if (one.subject.bundle, one.subject.target, one.subject.precision) == (bundle.digest, row.target, row.precision)
-    ]
+    wanted = bundle.digest, row.target, row.precision, "f32", ""
+    same = [one for one in scores if _key(one) == wanted]
     own = [one for one in same if one.subject.backend == row.backend]
     backend = own[0].subject.backend if own else same[0].subject.backend if same else ""
     found = [one for one in same if one.subject.backend == backend]
@@ -81,3 +82,8 @@ def of(scores: Sequence[Score], row: Row, bundle: Bundle) -> tuple[Accuracy, ...
         )
         for one in found
     )
+
+
+def _key(score: Score) -> tuple[str, str, str, str, str]:
+    of = score.subject
+    return of.bundle, of.target, of.precision, of.compute, score.group

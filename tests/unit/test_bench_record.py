@@ -233,6 +233,8 @@ def test_scores_find_their_artifacts(tmp_path: Path) -> None:
                 "rows": [
                     score(bundle.digest, "onnx", "fp32", "onnxruntime", 0.6),
                     score(bundle.digest, "onnx", "fp32", "openvino", 0.5),
+                    score(bundle.digest, "onnx", "fp32", "onnxruntime", 0.4, group="a"),
+                    score(bundle.digest, "onnx", "fp32", "onnxruntime", 0.3, compute="bf16"),
                     score(f"sha256:{'0' * 64}", "onnx", "fp32", "onnxruntime", 0.1),
                 ],
             }
@@ -289,10 +291,12 @@ def test_generated_pictures_are_the_same_every_time(tmp_path: Path) -> None:
     assert generated(tmp_path / "a", 1).described != one.described
 
 
-def score(digest: str, target: str, precision: str, backend: str, value: float) -> dict[str, Any]:
+def score(
+    digest: str, target: str, precision: str, backend: str, value: float, group: str = "", compute: str = "f32"
+) -> dict[str, Any]:
     """A row as `edgeclip eval` writes it."""
     subject = {"name": "b", "bundle": digest, "target": target, "precision": precision, "backend": backend}
-    subject |= {"engine_version": "1", "device": "cpu", "compute": "f32"}
+    subject |= {"engine_version": "1", "device": "cpu", "compute": compute}
     return {
         "subject": subject,
         "suite": "quick",
@@ -302,7 +306,7 @@ def score(digest: str, target: str, precision: str, backend: str, value: float) 
         "low": value,
         "high": value,
         "n": 10,
-        "group": "",
+        "group": group,
         "drop_pt": None,
         "note": "",
     }
