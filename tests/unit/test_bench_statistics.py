@@ -9,7 +9,7 @@ import time
 import numpy as np
 import pytest
 
-from edgeclip.benchmarks import percentiles, timing
+from edgeclip.benchmarks import percentiles, selftest, timing
 from edgeclip.benchmarks.summary import Cells
 from edgeclip.benchmarks.timing import Estimate, Warmth
 from edgeclip.benchmarks.trial import CONTROL, Rounds, Trial, Turn
@@ -178,3 +178,15 @@ def test_throughput_is_the_batch_by_its_median() -> None:
     found = Cells(("image_encode", 8), [one]).throughput("a", "image")
     assert found.per_s.value == pytest.approx(800, rel=0.02)
     assert found.per_s.low <= found.per_s.value <= found.per_s.high
+
+
+def test_the_selftest_makes_a_call_a_tenth_slower() -> None:
+    took: list[float] = []
+    call = selftest.slowed(lambda: took.append(timing.elapsed(lambda: sum(range(200_000)))))
+    assert timing.elapsed(call) >= (1 + selftest.SLOWDOWN) * took[0]
+
+
+@pytest.mark.parametrize(("right", "said"), [(48, "48 of 50 = 96.0% [86.5%, 98.9%], at least 95%: PASS"), (47, "MISS")])
+def test_the_selftest_tells_its_rates(right: int, said: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert selftest.told("found", [i < right for i in range(50)]) == (right == 48)
+    assert said in capsys.readouterr().out
