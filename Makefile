@@ -12,7 +12,8 @@ PHOTOGRAPHS = build/photographs
 SCIKIT_IMAGE = 'scikit-image>=0.25,<1'
 SCIKIT_IMAGE_FILES = astronaut.png brick.png camera.png chelsea.png coffee.png coins.png grass.png motorcycle_left.png rocket.jpg
 
-.PHONY: setup demo demo-export test test-nightly test-tensorrt check format bench bench-precisions bench-coreml clean
+.PHONY: setup demo demo-export test test-nightly test-tensorrt check format clean
+.PHONY: bench bench-precisions bench-coreml bench-selftest bench-report
 
 setup: $(VENV)/.ready $(MERGES)
 
@@ -74,6 +75,16 @@ bench-precisions: setup
 bench-coreml: setup
 	$(if $(EDGECLIP_DATA),,$(error EDGECLIP_DATA names the folder of the data: make bench-coreml EDGECLIP_DATA=DIR))
 	$(BIN)/python -m edgeclip.benchmarks.coreml --data $(EDGECLIP_DATA) --tokenizer $(MERGES) --report docs/reports/coreml.md
+
+# Whether the benchmark finds a slowdown of a tenth and no winner between equals; nothing else should run meanwhile.
+bench-selftest: setup
+	$(BIN)/python -m edgeclip.benchmarks.selftest
+
+# ACCURACY names what `edgeclip eval -o FILE` wrote of build/precisions/student.edgeclip.
+bench-report: setup
+	$(if $(EDGECLIP_DATA),,$(error EDGECLIP_DATA names the folder of the data: make bench-report EDGECLIP_DATA=DIR))
+	$(BIN)/python -m edgeclip.benchmarks.student_report --data $(EDGECLIP_DATA) --tokenizer $(MERGES) \
+	  $(if $(ACCURACY),--accuracy $(ACCURACY)) --report docs/reports/student.html
 
 clean:
 	rm -rf $(VENV) build *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis

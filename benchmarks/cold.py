@@ -24,9 +24,9 @@ print(next((line.split()[1] for line in lines if line.startswith("VmHWM")), 0))
 _EDGECLIP = """
 import sys
 import edgeclip
-bundle, tower, precision, compute, photograph = sys.argv[1:]
-model = edgeclip.load(bundle, tower=tower or None, precision=precision, compute=compute)
-assert model.encode_image(photograph).shape == (1, 512)
+bundle, backend, tower, precision, compute, photograph = sys.argv[1:]
+model = edgeclip.load(bundle, backend=backend, tower=tower or None, precision=precision, compute=compute)
+assert model.encode_image(photograph).shape == (1, model.info.embed_dim)
 print("embedded", flush=True)
 """
 _PEER = """
@@ -64,10 +64,15 @@ class Child:
 
 
 def embedding(
-    bundle: Path, photograph: Path, tower: str = "", precision: str = "fp32", compute: str = "f32"
+    bundle: Path,
+    photograph: Path,
+    tower: str = "",
+    precision: str = "fp32",
+    compute: str = "f32",
+    backend: str = "auto",
 ) -> list[str]:
     """A process that embeds one photograph with edgeclip, as it comes; both towers are loaded, or one."""
-    return [sys.executable, "-c", _EDGECLIP + _PEAK, str(bundle), tower, precision, compute, str(photograph)]
+    return [sys.executable, "-c", _EDGECLIP + _PEAK, str(bundle), backend, tower, precision, compute, str(photograph)]
 
 
 def peer_embedding(

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import os
 import platform
+import sys
 import time
+from contextlib import suppress
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -14,7 +17,7 @@ from edgeclip.cpus import available_cpus
 
 PACKAGES = (
     *("edgeclip", "numpy", "pillow", "onnxruntime", "openvino", "tokenizers", "msgspec"),
-    *("torch", "transformers", "safetensors", "scikit-learn"),
+    *("tensorrt", "tensorrt-rtx", "coremltools", "torch", "transformers", "safetensors", "scikit-learn"),
 )
 VARIABLES = ("OPENBLAS_", "OMP_", "GOMP_", "KMP_", "MKL_", "ONEDNN_", "DNNL_", "OV_", "ORT_", "MALLOC_", "LD_PRELOAD")
 """Prefixes of the variables that change how fast numeric libraries are."""
@@ -51,6 +54,38 @@ def memory_mb() -> int:
     return int(psutil.virtual_memory().total // 1_000_000)
 
 
+def free_mb() -> float:
+    """Memory that processes may take without any being moved to a disk."""
+    import psutil
+
+    return float(psutil.virtual_memory().available / 1e6)
+
+
+def resident_mb() -> float:
+    """Memory that this process has in RAM."""
+    import psutil
+
+    return float(psutil.Process().memory_info().rss / 1e6)
+
+
+def peak_resident_mb() -> float:
+    """The most that this process ever had.
+
+    The kernel's own counter of it may be the parent's, whose memory a child shares until it executes; Linux keeps a
+    second one that is not.
+    """
+    status = Path("/proc/self/status")
+    if status.is_file():
+        lines = status.read_text().splitlines()
+        return next((int(line.split()[1]) * 1024 / 1e6 for line in lines if line.startswith("VmHWM")), 0.0)
+    try:
+        import resource
+    except ImportError:  # Windows
+        return resident_mb()
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e6
+
+
 def load() -> float:
     """Processes that wanted a CPU, on average over the last minute; 0 where the system does not tell."""
     return os.getloadavg()[0] if hasattr(os, "getloadavg") else 0.0
@@ -64,7 +99,10 @@ def stolen_s() -> float:
 
 
 class Others:
-    """How much CPU the rest of the machine takes while we measure: ours and our children's is left out."""
+    """How much CPU the rest of the machine takes while we measure: ours and our children's is left out.
+
+    A child that ends without being waited for would count as another; all of ours are waited for.
+    """
 
     def __init__(self) -> None:
         self._busy, self._ours, self._clock = _busy_s(), _ours_s(), time.monotonic()
@@ -97,8 +135,16 @@ def _busy_s() -> float:
 
 
 def _ours_s() -> float:
+    """CPU seconds of this process, of the children that have ended, and of those that run."""
+    import psutil
+
     times = os.times()
-    return times.user + times.system + times.children_user + times.children_system
+    found = times.user + times.system + times.children_user + times.children_system
+    for child in psutil.Process().children(recursive=True):
+        with suppress(psutil.Error):
+            each = child.cpu_times()
+            found += each.user + each.system
+    return found
 
 
 def _blas() -> str:

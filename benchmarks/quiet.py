@@ -18,9 +18,9 @@ SLOWED = 1.05
 
 @contextmanager
 def quietly(title: str, patience_s: float, say: Callable[[str], None]) -> Iterator[list[str]]:
-    """Wait for the machine to be quiet; yields flags, which are complete at the end."""
+    """Wait for the machine to be quiet, if there is patience for that; yields flags, which are complete at the end."""
     say(title)
-    if not environment.wait_for_quiet(BUSY, patience_s):
+    if patience_s and not environment.wait_for_quiet(BUSY, patience_s):
         say("  other processes are running: this will be flagged")
     flags: list[str] = []
     others = environment.Others()

@@ -3,7 +3,8 @@
 A round runs every contender once in some order and once in the reverse of it (A, B, C, C, B, A), so that a slow drift
 of the machine falls on all alike. From round to round the order rotates through a Williams design, in which every
 contender comes directly after every other equally often: caches hold what the last call used. Samples of a round
-belong together, and are drawn together by the bootstrap.
+belong together, and are drawn together by the bootstrap. Where a measurement was repeated with fresh processes, these
+trials are drawn first and then rounds within them, so that what differs between processes widens the interval.
 
 Source: Williams, "Experimental designs balanced for the estimation of residual effects of treatments" (1949).
 """
@@ -31,6 +32,8 @@ SEED = 0
 PAUSE_S = 0.02
 """Before each call in this process. Thread pools spin for some milliseconds after a call and take the CPUs of the next:
 without a pause, a call of 70 ms took a sixth longer after another engine's than after its own."""
+STEADY = 0.05
+"""By how much the medians of two windows may differ once calls are warm."""
 P90_NEEDS = 64
 """Fewer queries than this say nothing firm about the slowest tenth."""
 _CHUNK = 1 << 22
@@ -80,7 +83,7 @@ def interleave(
         for _ in range(warmup):
             observe(contenders[name])
     started, number = time.monotonic(), 0
-    with _no_garbage_collection():
+    with without_garbage_collection():
         while 2 * number < min_queries or time.monotonic() - started < budget_s * len(names):
             forth = [names[i] for i in order(len(names), number)]
             first = {name: observe(contenders[name]) for name in forth}
@@ -111,15 +114,52 @@ def time_calls(
     return {name: np.array(pairs) for name, pairs in observed.items()}
 
 
-def median(samples: Samples, seed: int = SEED) -> Estimate:
-    """The median, and its interval by bootstrap over rounds."""
-    medians = np.concatenate([np.median(samples[rows], axis=(1, 2)) for rows in _resampled(len(samples), seed)])
+@dataclass(frozen=True)
+class Warmth:
+    """What it took until calls took equally long."""
+
+    seconds: float
+    calls: int
+    steady: bool
+    """Whether they ever did."""
+
+
+def settle(call: Call, *, least_s: float, window_s: float, most_s: float, least_calls: int = 20) -> Warmth:
+    """Call until the medians of two windows that follow each other agree within `STEADY`."""
+    medians: list[float] = []
+    started, calls = time.monotonic(), 0
+    while True:
+        window = repeat(call, window_s)
+        medians.append(float(np.median(window)))
+        calls += len(window)
+        seconds = time.monotonic() - started
+        steady = len(medians) > 1 and abs(medians[-1] / medians[-2] - 1) <= STEADY
+        if (steady and calls >= least_calls and seconds >= least_s) or seconds >= most_s:
+            return Warmth(seconds, calls, steady)
+
+
+def repeat(call: Call, seconds: float) -> list[float]:
+    """Call again and again until the time is spent, at least once. Returns each call's seconds."""
+    deadline = time.monotonic() + seconds
+    found = [elapsed(call)]
+    while time.monotonic() < deadline:
+        found.append(elapsed(call))
+    return found
+
+
+def median(samples: Samples, seed: int = SEED, trials: int = 1) -> Estimate:
+    """The median, and its interval by bootstrap over rounds.
+
+    Args:
+        trials: how many there were; the samples are theirs one after the other, equally many of each.
+    """
+    medians = np.concatenate([np.median(samples[rows], axis=(1, 2)) for rows in _resampled(len(samples), seed, trials)])
     return _estimate(float(np.median(samples)), medians)
 
 
-def ratio(a: Samples, b: Samples, seed: int = SEED) -> Estimate:
+def ratio(a: Samples, b: Samples, seed: int = SEED, trials: int = 1) -> Estimate:
     """median(a) / median(b) of samples from the same rounds: above 1 where b is the faster one."""
-    return _compare(a, b, np.divide, seed)
+    return _compare(a, b, np.divide, seed, trials)
 
 
 def difference(a: Samples, b: Samples, seed: int = SEED) -> Estimate:
@@ -138,19 +178,26 @@ def canary(repeats: int = 30) -> float:
     return float(np.median([elapsed(lambda: matrix @ matrix) for _ in range(repeats)]))
 
 
-def _compare(a: Samples, b: Samples, how: Callable[..., NDArray[np.float64]], seed: int) -> Estimate:
+def _compare(a: Samples, b: Samples, how: Callable[..., NDArray[np.float64]], seed: int, trials: int = 1) -> Estimate:
     if a.shape != b.shape:
         raise ValueError(f"samples of the same rounds are expected, got {a.shape} and {b.shape}")
-    found = [how(np.median(a[rows], axis=(1, 2)), np.median(b[rows], axis=(1, 2))) for rows in _resampled(len(a), seed)]
+    found = [
+        how(np.median(a[rows], axis=(1, 2)), np.median(b[rows], axis=(1, 2)))
+        for rows in _resampled(len(a), seed, trials)
+    ]
     return _estimate(float(how(np.median(a), np.median(b))), np.concatenate(found))
 
 
-def _resampled(rounds: int, seed: int) -> Iterator[NDArray[np.int64]]:
+def _resampled(rounds: int, seed: int, trials: int = 1) -> Iterator[NDArray[np.int64]]:
     """Rows of [n, rounds], RESAMPLES in all: which rounds a resample is made of."""
     rng = np.random.default_rng(seed)
-    step = max(1, _CHUNK // (2 * rounds))
+    step, each = max(1, _CHUNK // (2 * rounds)), rounds // trials
     for start in range(0, RESAMPLES, step):
-        yield rng.integers(0, rounds, (min(step, RESAMPLES - start), rounds))
+        count = min(step, RESAMPLES - start)
+        drawn = rng.integers(0, each, (count, rounds))
+        if trials > 1:
+            drawn += each * np.repeat(rng.integers(0, trials, (count, trials)), each, axis=1)
+        yield drawn
 
 
 def _estimate(value: float, resampled: NDArray[np.float64]) -> Estimate:
@@ -159,7 +206,8 @@ def _estimate(value: float, resampled: NDArray[np.float64]) -> Estimate:
 
 
 @contextmanager
-def _no_garbage_collection() -> Iterator[None]:
+def without_garbage_collection() -> Iterator[None]:
+    """Collect now, and not again before the end."""
     gc.collect()
     gc.disable()
     try:

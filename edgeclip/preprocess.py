@@ -10,6 +10,7 @@ torchvision's `Resize` and `CenterCrop`, or of transformers' crop, as `Preproces
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import TypeAlias
 
 import numpy as np
@@ -73,14 +74,35 @@ def preprocess(
     """
     name = source or name_of(image)
     with decoding(name):
-        opened = open_image(image, name, max_pixels=max_pixels)
-        size, may_draft = opened.size, scaled_decoding and not isinstance(image, PilImage)
-        shrunk = _draft(opened, resized_size(size, spec)) if may_draft else (1.0, 1.0)
-        opened.load()
-        orientation = orientation_of(opened) if spec.exif == "apply" else 1
-        box = source_box(size, spec, orientation)
-        box = (box[0] * shrunk[0], box[1] * shrunk[1], box[2] * shrunk[0], box[3] * shrunk[1])
-        return _resample(opened, box, orientation, spec, name)
+        return decode(image, spec, name, scaled_decoding=scaled_decoding, max_pixels=max_pixels).resized(spec, name)
+
+
+@dataclass(frozen=True)
+class Decoded:
+    """An image whose pixels are there, and what of it is kept."""
+
+    image: PilImage
+    box: Box
+    """In its pixels."""
+    orientation: int
+
+    def resized(self, spec: Preprocess, source: str) -> Pixels:
+        """uint8 [S, S, 3]."""
+        return _resample(self.image, self.box, self.orientation, spec, source)
+
+
+def decode(
+    image: Image, spec: Preprocess, source: str, *, scaled_decoding: bool = True, max_pixels: int = MAX_PIXELS
+) -> Decoded:
+    """The first half of `preprocess`; errors other than ours are the decoder's own."""
+    opened = open_image(image, source, max_pixels=max_pixels)
+    size, may_draft = opened.size, scaled_decoding and not isinstance(image, PilImage)
+    shrunk = _draft(opened, resized_size(size, spec)) if may_draft else (1.0, 1.0)
+    opened.load()
+    orientation = orientation_of(opened) if spec.exif == "apply" else 1
+    box = source_box(size, spec, orientation)
+    box = (box[0] * shrunk[0], box[1] * shrunk[1], box[2] * shrunk[0], box[3] * shrunk[1])
+    return Decoded(opened, box, orientation)
 
 
 def preprocess_batch(

@@ -11,8 +11,10 @@ from pathlib import Path
 from typing import Any
 
 import msgspec
+import numpy as np
 
 from edgeclip.bundle import Bundle, write_bundle
+from edgeclip.golden import FILE, Golden
 from edgeclip.manifest import (
     Artifact,
     FileEntry,
@@ -183,6 +185,17 @@ def write_directory(path: Path, seed: int = 0, size: int = 256) -> Bundle:
 def contents(bundle: Bundle) -> dict[str, bytes]:
     """Every file's verified content."""
     return {entry.path: bundle.read(entry.path) for entry in bundle.manifest.files}
+
+
+def made_wrong(source: Path, path: Path) -> Path:
+    """Write a bundle as `source`, whole and well-formed, with the golden embeddings of the images in another order."""
+    bundle = Bundle.open(source)
+    files = contents(bundle)
+    golden = Golden.from_bytes(files[FILE])
+    shifted = np.roll(golden.image_embeddings, 1, axis=0)
+    files[FILE] = Golden(**{**vars(golden), "image_embeddings": shifted}).to_bytes()
+    write_bundle(path, bundle.manifest, files, replace=False)
+    return path
 
 
 def document(path: Path) -> dict[str, Any]:

@@ -4,11 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import numpy as np
 import pytest
 
-from edgeclip.bundle import Bundle, write_bundle
-from edgeclip.golden import FILE, Golden
+from tests.bundles import made_wrong
 from tests.cli import picture
 
 
@@ -26,11 +24,4 @@ def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def wrong_bundle(tiny_bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The tiny bundle, whole and well-formed, with the golden embeddings of the images in another order."""
-    bundle = Bundle.open(tiny_bundle)
-    files = {entry.path: bundle.read(entry.path) for entry in bundle.manifest.files}
-    golden = Golden.from_bytes(files[FILE])
-    shifted = np.roll(golden.image_embeddings, 1, axis=0)
-    files[FILE] = Golden(**{**vars(golden), "image_embeddings": shifted}).to_bytes()
-    path = tmp_path_factory.mktemp("wrong") / "wrong.edgeclip"
-    write_bundle(path, bundle.manifest, files, replace=False)
-    return path
+    return made_wrong(tiny_bundle, tmp_path_factory.mktemp("wrong") / "wrong.edgeclip")

@@ -1,0 +1,46 @@
+"""The page: one HTML file with its style, its pictures and its tables in it, and nothing that runs or is fetched."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from edgeclip.benchmarks import tabulated
+from edgeclip.benchmarks.charts import charts
+from edgeclip.benchmarks.record import Record
+from edgeclip.cli.tables import numeric
+
+FOLDER = Path(__file__).parent / "templates"
+TEMPLATE = "report.html.j2"
+NUMERIC = "number"
+
+
+def draw(record: Record, title: str) -> str:
+    """The same record gives the same page."""
+    from jinja2 import Environment, FileSystemLoader, StrictUndefined
+
+    environment = Environment(
+        loader=FileSystemLoader(FOLDER),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
+    )
+    ran = [one.label for one in record.results if one.status in ("ok", "below gate")]
+    return environment.get_template(TEMPLATE).render(
+        title=title,
+        record=record,
+        names=", ".join(one.name for one in record.bundles),
+        ran=len(ran),
+        remarks=tabulated.remarks(record),
+        failed=[one for one in record.results if one.status == "failed"],
+        charts=charts(record),
+        tables=[_table(*table) for table in tabulated.tables(record)],
+        facts=tabulated.environment(record),
+    )
+
+
+def _table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> dict[str, object]:
+    kinds = [NUMERIC if numeric(column) else "" for column in zip(*rows, strict=True)] or [""] * len(columns)
+    return {"title": title, "columns": list(zip(columns, kinds, strict=True)), "rows": rows, "kinds": kinds}

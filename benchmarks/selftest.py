@@ -1,0 +1,111 @@
+"""Does the benchmark find what is there, and nothing else? `python -m edgeclip.benchmarks.selftest`.
+
+Each run times four processes of the built-in model as `edgeclip bench` does: one, its control, an equal one, and one
+whose every call is made a tenth slower. The equal one must not be told from the first, and the slowed one must be found
+slower, each in 95 of 100 runs at least.
+"""
+
+from __future__ import annotations
+
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import click
+
+from edgeclip.benchmarks import environment, inputs, timing, worker
+from edgeclip.benchmarks.quiet import Progress
+from edgeclip.benchmarks.rows import Row, rows_of
+from edgeclip.benchmarks.summary import Cells
+from edgeclip.benchmarks.trial import Cell, Pace, Trial
+from edgeclip.benchmarks.verdict import Verdict, margin_of
+from edgeclip.bundle import Bundle
+from edgeclip.errors import GateError
+from edgeclip.loading import BUILT_IN
+from edgeclip.scores import score
+
+EQUAL, SLOWED = "equal", "slowed"
+SLOWDOWN = 0.10
+LEAST = 0.95
+CELL: Cell = ("image_encode", 1)
+PACE = Pace(seconds=1.0, turns=8, warmup_s=0.2, window_s=0.1, most_warmup_s=1.0, extensions=8, margin=margin_of(1))
+THREADS = 1
+"""Of each engine: two threads on two CPUs would measure the other processes of the machine."""
+COMMAND = ("-m", "edgeclip.benchmarks.selftest", "worker")
+
+
+@dataclass(frozen=True)
+class Run:
+    """What was said of one run."""
+
+    equal: Verdict
+    slowed: Verdict
+    ratio: float
+    """Of the slowed one."""
+
+
+@click.command()
+@click.option("--runs", default=50, show_default=True, type=click.IntRange(min=1))
+def main(runs: int) -> None:
+    """Measure how often the benchmark is right."""
+    say = Progress()
+    with tempfile.TemporaryDirectory(prefix="edgeclip-selftest-") as folder:
+        pictures = inputs.generated(Path(folder)).paths
+        found, others = [], environment.Others()
+        for number in range(runs):
+            found.append(measure(pictures, number))
+            say(f"run {number + 1} of {runs}: equal {found[-1].equal}, slowed {found[-1].slowed}")
+    no_winner = told("no winner between equals", [run.equal not in ("faster", "slower") for run in found])
+    discovered = told(f"slowdown of {SLOWDOWN:.0%} found", [run.slowed == "slower" for run in found])
+    ratios = sorted(run.ratio for run in found)
+    click.echo(f"other processes took {others.share():.2f} CPUs meanwhile")
+    click.echo(f"slowed by equal: {ratios[0]:.3f} to {ratios[-1]:.3f}, median {ratios[len(ratios) // 2]:.3f}")
+    if not (no_winner and discovered):
+        raise SystemExit(GateError.exit_code)
+
+
+def measure(pictures: Sequence[Path], seed: int) -> Run:
+    """One run, with fresh processes."""
+    [row, *_] = rows_of(Bundle.open(BUILT_IN), "built-in")
+    rows: list[Row] = [row, replace(row, label=EQUAL), replace(row, label=SLOWED)]
+    trial = Trial(pictures, THREADS)
+    with trial.open(rows, seed, {SLOWED: COMMAND}):
+        trial.measure(CELL, PACE)
+    for error in trial.failed.values():
+        raise error
+    said = {one.b: one for one in Cells(CELL, [trial]).comparisons()}
+    return Run(said[EQUAL].verdict, said[SLOWED].verdict, said[SLOWED].ratio.value)
+
+
+def told(what: str, right: Sequence[bool]) -> bool:
+    """Print a rate with its 95 % interval; returns whether it is enough."""
+    rate = sum(right) / len(right)
+    found = score("selftest", what, rate, len(right))
+    passed = rate >= LEAST
+    click.echo(
+        f"{what}: {sum(right)} of {len(right)} = {rate:.1%} [{found.low:.1%}, {found.high:.1%}], "
+        f"at least {LEAST:.0%}: {'PASS' if passed else 'MISS'}"
+    )
+    return passed
+
+
+def slowed(call: timing.Call) -> timing.Call:
+    """The call, and after it a wait of a tenth of what it took, in which the CPU works."""
+
+    def slower() -> None:
+        took = timing.elapsed(call)
+        until = time.perf_counter() + SLOWDOWN * took
+        while time.perf_counter() < until:
+            pass
+
+    return slower
+
+
+if __name__ == "__main__":
+    if COMMAND[-1] in sys.argv[1:2]:
+        worker.main(around=slowed)
+    else:
+        main()
