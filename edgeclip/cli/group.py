@@ -23,6 +23,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "inspect": ("edgeclip.cli.inspect", "Show what a bundle or a checkpoint is."),
     "embed": ("edgeclip.cli.embed", "Embed images and texts."),
     "classify": ("edgeclip.cli.classify", "Classify images by labels that you choose."),
+    "search": ("edgeclip.cli.search", "Find a folder's photographs by texts, or by other pictures."),
     "doctor": ("edgeclip.cli.doctor", "Show which engines run here, and what the others need."),
     "unpack": ("edgeclip.cli.unpack", "Write a bundle's files to a directory."),
     "demo": ("edgeclip.cli.demo", "Run the built-in model on photographs."),
@@ -99,6 +100,7 @@ def _refuse(ctx: click.Context, name: str) -> NoReturn:
         "edgeclip verify b32.edgeclip --backend all",
         "edgeclip embed b32.edgeclip photos/ -o photos.npz",
         "edgeclip classify b32.edgeclip photo.jpg --labels cat,dog",
+        'edgeclip search photos/ "a dog on a beach"',
     ),
 )
 @click.version_option(__version__, prog_name="edgeclip")

@@ -65,9 +65,21 @@ def open_writer(path: Path, provenance: Provenance, columns: Columns) -> Iterato
         ResourceError: the disk is full.
         UsageError: it cannot be written.
     """
+    with _explained(path), WRITERS[path.suffix.lower()](path, provenance, columns) as write:
+        yield write
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a file of text, which takes the place of what was there when it is whole. Raises as `open_writer`."""
+    with _explained(path), _staged(path) as temp:
+        temp.write_text(text, encoding="utf-8")
+
+
+@contextmanager
+def _explained(path: Path) -> Iterator[None]:
+    """Turn what the system says about writing `path` into our errors."""
     try:
-        with WRITERS[path.suffix.lower()](path, provenance, columns) as write:
-            yield write
+        yield
     except OSError as exc:
         if exc.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
             raise ResourceError(f"{path}: the disk is full", hint="free some space and run again") from exc
@@ -83,12 +95,20 @@ def check_path(path: Path) -> None:
     """
     if path.suffix.lower() not in WRITERS:
         raise UsageError(f"{path}: unknown format {path.suffix!r}", hint=f"one of: {', '.join(WRITERS)}")
+    check_place(path)
+    if path.suffix.lower() == ".parquet":
+        need("pyarrow", extra="parquet", what="writing Parquet")
+
+
+def check_place(path: Path) -> None:
+    """
+    Raises:
+        UsageError: there is no place for a file.
+    """
     if path.is_dir():
         raise UsageError(f"{path}: is a directory", hint="name a file")
     if not path.absolute().parent.is_dir():
         raise UsageError(f"{path}: the directory {path.parent} does not exist", hint="make it first")
-    if path.suffix.lower() == ".parquet":
-        need("pyarrow", extra="parquet", what="writing Parquet")
 
 
 def check_sources(path: Path, sources: Sequence[str]) -> None:
