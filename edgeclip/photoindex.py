@@ -3,32 +3,23 @@
 from __future__ import annotations
 
 import os
-import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
-from typing import Literal
 
 import numpy as np
 
-from edgeclip import cache, indexfile, neighbours, publish, quantized
-from edgeclip.backends.base import Array, Embeddings
+from edgeclip import cache, indexfile, neighbours, publish
+from edgeclip.backends.base import Array
 from edgeclip.errors import ExportLockedError, InputError, InputShapeError, PhotoIndexError, UsageError
-from edgeclip.indexfile import ANEW, Contents, Facts, GraphStamp, Ids, IndexFile, Maker, Picture, open_file
+from edgeclip.indexfile import ANEW, Facts, IndexFile, Maker, Picture, open_file
 from edgeclip.model import BATCH_SIZE, Model
-from edgeclip.neighbours import Graph
+from edgeclip.nearest import Advance, Method, Nearest, Start
 from edgeclip.picturefiles import Stamp, digest_of, scan
 
-Method = Literal["exact", "approximate"]
-GET = "pip install 'edgeclip[search]'"
 FLOATING = ("fp32", "fp16")
-STALE = 0.1
-"""Share of the embeddings that may be missing from the graph, or gone, before it is made anew."""
-Advance = Callable[[int], None]
-Start = Callable[[str, int], Advance]
-"""Called as long work begins, with its name and amount; returns what tells how much is done."""
 
 
 @dataclass(frozen=True)
@@ -79,9 +70,7 @@ class PhotoIndex:
         self.folder = folder
         self.model = model
         self._file = file
-        self._threshold = threshold
-        self._contents: Contents | None = None
-        self._graph: Graph | None = None
+        self._nearest = Nearest(file, threshold)
 
     @property
     def path(self) -> Path | None:
@@ -91,16 +80,15 @@ class PhotoIndex:
     @property
     def method(self) -> Method:
         """`exact` where a search compares with every picture, `approximate` where it follows a graph of neighbours."""
-        self._load()
-        return "exact" if self._graph is None else "approximate"
+        return self._nearest.method
 
     def __len__(self) -> int:
         """Pictures that can be found."""
-        return self._load().facts.embeddings
+        return self._nearest.contents().facts.embeddings
 
     def unreadable(self) -> list[Unreadable]:
         """All pictures that are left out, and why."""
-        pictures = self._load().pictures.values()
+        pictures = self._nearest.contents().pictures.values()
         return [Unreadable(self._full(one.path), one.reason) for one in pictures if one.reason]
 
     def update(self, *, batch_size: int = BATCH_SIZE, start: Start = lambda name, amount: lambda done: None) -> Update:
@@ -117,14 +105,14 @@ class PhotoIndex:
         found = scan(self.folder)
         contents = self._file.contents(embeddings=False)
         plan = _compare(found, contents.pictures)
-        if not plan.fresh and not plan.gone and not self._graph_is_due(contents):
+        if not plan.fresh and not plan.gone and not self._nearest.graph_is_due(contents):
             return Update(unchanged=len(found))
         with _locked(self.path, self.folder):
             plan = _compare(found, self._file.contents(embeddings=False).pictures)
             try:
                 return self._carry_out(plan, len(found), batch_size, start)
             finally:
-                self._forget()
+                self._nearest.forget()
 
     def search(self, queries: Array, k: int = 10) -> list[list[Match]]:
         """The `k` pictures that are most similar to each query, best first, with their cosines.
@@ -140,17 +128,13 @@ class PhotoIndex:
         dim = self.model.info.embed_dim
         if np.ndim(queries) != 2 or queries.shape[1] != dim:
             raise InputShapeError(f"queries: expected [Q, {dim}], got {list(np.shape(queries))}")
-        ids, rows = self._candidates(queries, k)
-        found = quantized.search(rows, queries, k)
-        paths = {number: self._full(one.path) for number, one in self._load().pictures.items()}
-        return [
-            [Match(paths[number], cosine) for number, cosine in zip(numbers, cosines, strict=True)]
-            for numbers, cosines in zip(ids[found.positions].tolist(), found.similarities.tolist(), strict=True)
-        ]
+        found = self._nearest.search(queries, k)
+        paths = {number: self._full(one.path) for number, one in self._nearest.contents().pictures.items()}
+        return [[Match(paths[number], cosine) for number, cosine in one] for one in found]
 
     def close(self) -> None:
         """Close the file; what was found stays valid."""
-        self._forget()
+        self._nearest.forget()
         self._file.close()
 
     def __enter__(self) -> PhotoIndex:
@@ -169,9 +153,8 @@ class PhotoIndex:
         self._file.change(plan.gone, [])
         rest = [path for path in plan.fresh if path not in recognised]
         unreadable = self._embed(plan, rest, batch_size, advance)
-        contents = self._file.contents(embeddings=False)
-        if self._graph_is_due(contents):
-            self._build_graph(start)
+        if self._nearest.graph_is_due(self._file.contents(embeddings=False)):
+            self._nearest.build_graph(start)
         return Update(
             added=len(plan.fresh) - len(plan.old),
             changed=len(plan.old),
@@ -207,52 +190,6 @@ class PhotoIndex:
             unreadable += [Unreadable(full[i], reasons[i]) for i in done if i in reasons]
             advance(len(done))
         return unreadable
-
-    def _candidates(self, queries: Array, k: int) -> tuple[Ids, Embeddings]:
-        """Ids and rows of the pictures to compare: all, or those that the graph finds and those that it lacks."""
-        contents = self._load()
-        if self._graph is None or contents.facts.graph is None:
-            return contents.ids, contents.embeddings
-        near = self._graph.candidates(np.asarray(queries, np.float32), k).tolist()
-        return self._file.embeddings_of([*near, *_newer(contents, contents.facts.graph)])
-
-    def _load(self) -> Contents:
-        """The index's contents, without the embeddings where the graph stands in for them."""
-        if self._contents is None:
-            self._graph = self._view_graph(self._file.facts())
-            self._contents = self._file.contents(embeddings=self._graph is None)
-        return self._contents
-
-    def _forget(self) -> None:
-        self._contents = self._graph = None
-
-    def _view_graph(self, facts: Facts) -> Graph | None:
-        if self.path is None or facts.graph is None or facts.embeddings < self._threshold or not neighbours.available():
-            return None
-        return neighbours.view(indexfile.beside(self.path), facts.graph.sha256)
-
-    def _graph_is_due(self, contents: Contents) -> bool:
-        """Whether the index is large, and has no graph that still fits; warns where usearch is missing."""
-        count, stamp = contents.facts.embeddings, contents.facts.graph
-        if self.path is None or count < self._threshold:
-            return False
-        if not neighbours.available():
-            warnings.warn(
-                f"usearch is not installed: a search compares with all {count} pictures ({GET})", stacklevel=3
-            )
-            return False
-        if stamp is None or self._view_graph(contents.facts) is None:
-            return True
-        newer = len(_newer(contents, stamp))
-        gone = stamp.count - (count - newer)
-        return newer + gone > STALE * count
-
-    def _build_graph(self, start: Start) -> None:
-        assert self.path is not None
-        contents = self._file.contents(embeddings=True)
-        graph = neighbours.build(contents.ids, contents.embeddings, start("linking neighbours", len(contents.ids)))
-        digest = graph.save(indexfile.beside(self.path))
-        self._file.set_graph(GraphStamp(digest, int(contents.ids[-1]), len(contents.ids)))
 
 
 def open_index(
@@ -377,8 +314,3 @@ def _compare(found: dict[str, Stamp], pictures: dict[int, Picture]) -> _Plan:
 
 def _picture(path: str, full: str, stamp: Stamp, reason: str) -> Picture:
     return Picture(path, stamp, digest_of(full, stamp), reason)
-
-
-def _newer(contents: Contents, stamp: GraphStamp) -> list[int]:
-    """Ids of the pictures that the graph lacks, since they came later."""
-    return [number for number in contents.pictures if number > stamp.last_id]
