@@ -121,7 +121,7 @@ class IndexFile:
         """
         with _explained(self._name):
             rows = self._database.execute("SELECT json, checksum FROM facts").fetchall()
-        if len(rows) != 1 or zlib.crc32(rows[0][0]) != rows[0][1]:
+        if len(rows) != 1 or _checksum(rows[0][0]) != rows[0][1]:
             raise self._damaged("its facts are not what was written")
         try:
             return msgspec.json.decode(rows[0][0], type=Facts)
@@ -203,7 +203,7 @@ class IndexFile:
     def _vectors(self, query: str, facts: Facts, arguments: Sequence[int] = ()) -> tuple[Ids, Embeddings]:
         ids, parts = [], []
         for number, vector, checksum in self._database.execute(query, arguments) if query else ():
-            if len(vector) != 4 * facts.made_by.dim or _checksum(number, vector) != checksum:
+            if _checksum(number, vector) != checksum or len(vector) != 4 * facts.made_by.dim:
                 raise self._damaged(f"embedding {number} is not what was written")
             ids.append(number)
             parts.append(vector)
@@ -220,7 +220,7 @@ class IndexFile:
 
     def _put(self, facts: Facts) -> None:
         data = msgspec.json.encode(facts)
-        self._database.execute("INSERT OR REPLACE INTO facts VALUES (1, ?, ?)", (data, zlib.crc32(data)))
+        self._database.execute("INSERT OR REPLACE INTO facts VALUES (1, ?, ?)", (data, _checksum(data)))
 
     def _pragma(self, name: str) -> int:
         return int(self._database.execute(f"PRAGMA {name}").fetchone()[0])
@@ -292,11 +292,11 @@ def _vector_row(number: int, row: Embeddings) -> tuple[int, bytes, int]:
 
 
 def _checksum(*values: int | bytes | str) -> int:
-    """CRC-32 of a row's values, each with its length, so that none can pass for a part of its neighbour."""
+    """CRC-32 of a row's values, each with its type and length, so that none can pass for another."""
     total = 0
     for value in values:
         data = value if isinstance(value, bytes) else str(value).encode()
-        total = zlib.crc32(data, zlib.crc32(len(data).to_bytes(8, "little"), total))
+        total = zlib.crc32(data, zlib.crc32(f"{type(value).__name__} {len(data)} ".encode(), total))
     return total
 
 
@@ -305,11 +305,13 @@ def _explained(name: str) -> Iterator[None]:
     """Turn what SQLite says into our errors. It tells kinds apart by text alone on Python 3.10."""
     try:
         yield
-    except sqlite3.Error as exc:
+    except (sqlite3.Error, UnicodeDecodeError) as exc:
         raise _meaning(name, str(exc)) from exc
 
 
 def _meaning(name: str, text: str) -> EdgeClipError:
+    if "closed" in text:
+        return UsageError(f"{name}: the index is closed", hint="open it again")
     if "full" in text:
         return ResourceError(f"{name}: the disk is full", hint="free some space and run again")
     if "locked" in text:
