@@ -33,6 +33,8 @@ APPLICATION_ID = 0x45434950
 """What SQLite keeps for programs to know their files by; "ECIP"."""
 ANEW = "make it anew with --reindex (reindex=True)"
 WAIT_S = 30.0
+PAGE_BYTES = 16_384
+"""Of SQLite's default, 4,096, rows of 512 dimensions would leave a half empty."""
 Ids = NDArray[np.int64]
 _MAGIC = b"SQLite format 3\0"
 _ID_AT = 68
@@ -155,8 +157,11 @@ class IndexFile:
 
     def change(self, removed: Iterable[int], added: Sequence[tuple[Picture, Embeddings | None]]) -> None:
         """Take pictures out and put others in, with their embeddings float32 [D], in one step."""
+        gone = [(number,) for number in removed]
+        if not gone and not added:
+            return
         with _explained(self._name), self._transaction("IMMEDIATE"):
-            facts, gone = self.facts(), [(number,) for number in removed]
+            facts = self.facts()
             numbered = [(facts.next_id + i, *one) for i, one in enumerate(added)]
             pictures = [_picture_row(i, one) for i, one, _ in numbered]
             vectors = [_vector_row(i, row) for i, _, row in numbered if row is not None]
@@ -203,7 +208,8 @@ class IndexFile:
     def _vectors(self, query: str, facts: Facts, arguments: Sequence[int] = ()) -> tuple[Ids, Embeddings]:
         ids, parts = [], []
         for number, vector, checksum in self._database.execute(query, arguments) if query else ():
-            if _checksum(number, vector) != checksum or len(vector) != 4 * facts.made_by.dim:
+            whole = isinstance(vector, bytes) and len(vector) == 4 * facts.made_by.dim
+            if not whole or _vector_checksum(number, vector) != checksum:
                 raise self._damaged(f"embedding {number} is not what was written")
             ids.append(number)
             parts.append(vector)
@@ -254,6 +260,7 @@ def open_file(path: Path | None, new: Facts) -> IndexFile:
         file = IndexFile(path, database)
         try:
             if not file._pragma("schema_version"):
+                database.execute(f"PRAGMA page_size = {PAGE_BYTES}")
                 file._create(new)
             file._check_format()
         except BaseException:
@@ -282,22 +289,24 @@ def remove(path: Path) -> None:
 
 
 def _picture_row(number: int, one: Picture) -> tuple[Any, ...]:
-    row = (number, os.fsencode(one.path), one.stamp.size, one.stamp.mtime_ns, one.digest, one.reason)
+    reason = one.reason.encode(errors="replace").decode()
+    row = (number, os.fsencode(one.path), one.stamp.size, one.stamp.mtime_ns, one.digest, reason)
     return (*row, _checksum(*row))
 
 
 def _vector_row(number: int, row: Embeddings) -> tuple[int, bytes, int]:
     data = np.ascontiguousarray(row, "<f4").tobytes()
-    return number, data, _checksum(number, data)
+    return number, data, _vector_checksum(number, data)
 
 
 def _checksum(*values: int | bytes | str) -> int:
-    """CRC-32 of a row's values, each with its type and length, so that none can pass for another."""
-    total = 0
-    for value in values:
-        data = value if isinstance(value, bytes) else str(value).encode()
-        total = zlib.crc32(data, zlib.crc32(f"{type(value).__name__} {len(data)} ".encode(), total))
-    return total
+    """CRC-32 of a row's values as Python writes them, with their types."""
+    return zlib.crc32(repr(values).encode())
+
+
+def _vector_checksum(number: int, vector: bytes) -> int:
+    """CRC-32 that binds a vector to its id."""
+    return zlib.crc32(vector, number & 0xFFFFFFFF)
 
 
 @contextmanager

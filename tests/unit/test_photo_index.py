@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 
 import edgeclip
-from edgeclip import indexfile, neighbours, publish
+from edgeclip import indexfile, neighbours, photoindex, publish
 from edgeclip.benchmarks.search import lifelike, with_rows
 from edgeclip.errors import InputError, InputShapeError, PhotoIndexError, UsageError
 from edgeclip.model import Model
@@ -437,16 +437,15 @@ def test_two_that_index_exclude_each_other_and_readers_go_on(folder: Path, model
 def test_what_another_process_embeds_meanwhile_is_not_embedded_again(
     folder: Path, model: Model, index_path: Path, embedded: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    locked = photoindex._locked
+
+    def wait_for_another(path: Path | None, where: Path) -> Any:
+        monkeypatch.setattr(photoindex, "_locked", locked)
+        update(folder, model, index_path)
+        return locked(path, where)
+
     with open_index(folder, model, path=index_path) as late:
-        scan = edgeclip.photoindex.scan  # type: ignore[attr-defined]
-
-        def scan_then_wait(where: Path) -> object:
-            result = scan(where)
-            monkeypatch.setattr("edgeclip.photoindex.scan", scan)
-            update(folder, model, index_path)
-            return result
-
-        monkeypatch.setattr("edgeclip.photoindex.scan", scan_then_wait)
+        monkeypatch.setattr(photoindex, "_locked", wait_for_another)
         assert late.update() == Update(unchanged=COUNT)
     assert len(embedded) == COUNT
 
