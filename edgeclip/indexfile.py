@@ -83,8 +83,7 @@ class Facts(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     graph: GraphStamp | None = None
 
 
-@dataclass(frozen=True)
-class Picture:
+class Picture(msgspec.Struct, frozen=True):
     """One file of the folder."""
 
     path: str
