@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import signal
@@ -18,11 +19,14 @@ import pytest
 
 import edgeclip
 from edgeclip import indexfile, neighbours, photoindex, publish
-from edgeclip.benchmarks.search import lifelike, with_rows
+from edgeclip.benchmarks import search
+from edgeclip.benchmarks.search import lifelike, measure, with_rows
+from edgeclip.cli import main
 from edgeclip.errors import InputError, InputShapeError, PhotoIndexError, UsageError
 from edgeclip.model import Model
 from edgeclip.nearest import Nearest
 from edgeclip.photoindex import Match, PhotoIndex, Update, open_index
+from edgeclip.testset import open_test_set
 from tests import pictures
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -469,6 +473,29 @@ def test_the_graph_finds_nearly_what_the_exact_search_finds(tmp_path: Path) -> N
     for right, same in zip(exact, found, strict=True):
         assert dict(same) == pytest.approx({**dict(same), **{i: c for i, c in right if i in dict(same)}}, abs=1e-6)
     file.close()
+
+
+@usearch
+@pytest.mark.nightly
+def test_the_graph_finds_nearly_all_among_real_embeddings(data_dir: Path, model: Model, tmp_path: Path) -> None:
+    images: list[bytes] = []
+    captions: list[str] = []
+    for name in ("wds_flickr8k", "wds_tinyimagenet"):
+        for sample in open_test_set(data_dir / "eval" / name):
+            images.append(sample.image)
+            captions += sample.captions[:1]
+    measured = measure(model.encode_image(images), model.encode_text(captions[:200]))
+    assert measured.count > 6000 and measured.recall > 0.99
+
+
+@usearch
+def test_the_benchmark_measures_both_ways(capsys: pytest.CaptureFixture[str]) -> None:
+    arguments = ["--count", "300", "--count", "400", "--dim", "16", "--json"]
+    assert main(arguments, command=search.command, name="search") == 0
+    found = json.loads(capsys.readouterr().out)["results"]
+    assert [(one["count"], one["dim"]) for one in found] == [(300, 16), (400, 16)]
+    assert all(one["recall"] > 0.9 and one["exact_s"] > 0 and one["graph_bytes"] > 0 for one in found)
+    assert main(["--rows", __file__], command=search.command, name="search") == 2
 
 
 @usearch
