@@ -18,8 +18,9 @@ import numpy as np
 from edgeclip.backends.base import Embeddings
 from edgeclip.indexfile import Ids
 
-THRESHOLD = 200_000
-"""Embeddings from which on a graph is made. `python -m edgeclip.benchmarks.search` measures what it wins and costs."""
+THRESHOLD = 100_000
+"""Embeddings from which on a graph is made: there an exact search of 512 dimensions takes a second on two cores, one along a
+graph half of that, by `python -m edgeclip.benchmarks.search`."""
 CONNECTIVITY = 16
 EXPANSION_ADD = 128
 EXPANSION_SEARCH = 256
