@@ -18,6 +18,7 @@
     │   ├── ImageTooLargeError
     │   ├── TextInputError
     │   ├── InputShapeError
+    │   ├── PhotoIndexError                   an index of photographs is damaged, or made otherwise
     │   ├── DataError                         training or evaluation data is missing or damaged
     │   └── CheckpointError
     │       └── CheckpointUnsafeError
@@ -119,6 +120,10 @@ class TextInputError(InputError):
 
 
 class InputShapeError(InputError):
+    pass
+
+
+class PhotoIndexError(InputError):
     pass
 
 

@@ -27,6 +27,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "bench": ("edgeclip.cli.bench", "Time bundles on this device, and report it."),
     "report": ("edgeclip.cli.report", "Draw the report of a benchmark again, from its JSON."),
     "compare": ("edgeclip.cli.compare", "Compare two benchmarks, or hold one against bounds."),
+    "search": ("edgeclip.cli.search", "Find a folder's photographs by texts, or by other pictures."),
     "doctor": ("edgeclip.cli.doctor", "Show which engines run here, and what the others need."),
     "unpack": ("edgeclip.cli.unpack", "Write a bundle's files to a directory."),
     "demo": ("edgeclip.cli.demo", "Run the built-in model on photographs."),
@@ -103,6 +104,7 @@ def _refuse(ctx: click.Context, name: str) -> NoReturn:
         "edgeclip verify b32.edgeclip --backend all",
         "edgeclip embed b32.edgeclip photos/ -o photos.npz",
         "edgeclip classify b32.edgeclip photo.jpg --labels cat,dog",
+        'edgeclip search photos/ "a dog on a beach"',
     ),
 )
 @click.version_option(__version__, prog_name="edgeclip")

@@ -46,8 +46,8 @@ class Engine:
     compute: Compute = "f32"
     threads: int | None = None
 
-    def load(self, bundle: Path, tower: Tower | None = None) -> Model:
-        """Load the bundle's towers, or one of them; raises as `edgeclip.load`."""
+    def load(self, bundle: Path | None, tower: Tower | None = None) -> Model:
+        """Load the bundle's towers, or one of them; None is the built-in model. Raises as `edgeclip.load`."""
         from edgeclip.loading import load
 
         return load(

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from edgeclip.cli import sources
 from edgeclip.errors import InputError
+from edgeclip.picturefiles import SUFFIXES
 
 PACKAGES: dict[str, tuple[str, tuple[str, ...]]] = {
     "sklearn": ("datasets/images", ("china.jpg", "flower.jpg")),
@@ -71,4 +72,4 @@ def in_folder(folder: Path) -> Photographs:
 
 def _is_other(path: Path) -> bool:
     """Whether it is a file that is no image by its name; what is hidden does not count."""
-    return path.is_file() and not path.name.startswith(".") and path.suffix.lower() not in sources.SUFFIXES
+    return path.is_file() and not path.name.startswith(".") and path.suffix.lower() not in SUFFIXES

@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 from edgeclip.errors import InputError, TextInputError
-
-SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif"})
-"""What is taken from a folder. A file that is named itself may have any name: images are told apart by content."""
+from edgeclip.picturefiles import SUFFIXES, walk
 
 
 def images(inputs: Sequence[str], *, missing_ok: bool = False) -> list[str]:
@@ -63,15 +61,7 @@ def _from_stdin() -> list[str]:
 def _expand(name: str, missing_ok: bool) -> list[str]:
     path = Path(name)
     if path.is_dir():
-        return list(_walk(path))
+        return list(walk(path))
     if not path.exists() and not missing_ok:
         raise InputError(f"{name}: no such file or directory")
     return [name]
-
-
-def _walk(folder: Path) -> Iterator[str]:
-    for directory, folders, files in os.walk(folder):
-        folders.sort()
-        for name in sorted(files):
-            if Path(name).suffix.lower() in SUFFIXES:
-                yield str(Path(directory, name))
