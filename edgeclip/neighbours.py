@@ -19,8 +19,8 @@ from edgeclip.backends.base import Embeddings
 from edgeclip.indexfile import Ids
 
 THRESHOLD = 100_000
-"""Embeddings from which on a graph is made: there an exact search of 512 dimensions takes a second on two cores, one along a
-graph half of that, by `python -m edgeclip.benchmarks.search`."""
+"""Embeddings from which on a graph is made: there an exact search of 512 dimensions takes a second on two cores, one
+along a graph half of that, by `python -m edgeclip.benchmarks.search`."""
 CONNECTIVITY = 16
 EXPANSION_ADD = 128
 EXPANSION_SEARCH = 256
