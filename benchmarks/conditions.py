@@ -11,6 +11,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from edgeclip.benchmarks.record import Power
+from edgeclip.powermode import power_mode
 
 ROOT = Path("/")
 NVML_REASONS = {
@@ -37,7 +38,7 @@ class Device:
 
     def power(self) -> Power:
         """Settings that decide how fast it may run."""
-        return Power(mode=_power_mode(), governor=self.governor(), battery=_on_battery(), celsius=self.celsius())
+        return Power(mode=power_mode(), governor=self.governor(), battery=_on_battery(), celsius=self.celsius())
 
     def governor(self) -> str:
         """Linux's policy for clocks; "not known" where it does not say."""
@@ -106,12 +107,6 @@ def _nvml_signs() -> dict[str, int]:
 
     handle = pynvml.nvmlDeviceGetHandleByIndex(0)
     return nvml_flags(int(pynvml.nvmlDeviceGetCurrentClocksEventReasons(handle)))
-
-
-def _power_mode() -> str:
-    from edgeclip.backends.trt_engines import power_mode
-
-    return power_mode()
 
 
 def _on_battery() -> bool:

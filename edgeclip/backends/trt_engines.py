@@ -8,8 +8,6 @@ from __future__ import annotations
 
 import json
 import logging
-import shutil
-import subprocess
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
@@ -24,6 +22,7 @@ from edgeclip.backends.trt_library import flavour, version
 from edgeclip.buffers import Buffer
 from edgeclip.errors import TargetLoadError
 from edgeclip.manifest import Artifact, Precision, Profile
+from edgeclip.powermode import power_mode
 
 REVISION = 1
 """Of how engines are built here; a change makes all of them anew."""
@@ -163,19 +162,6 @@ def write(made: Recipe, engine: Engine) -> None:
     build = {name: getattr(engine, name) for name in ("seconds", "power_mode", "device_profile")}
     head = {"recipe": asdict(made), "build": build, "edgeclip": __version__}
     cache.write(made.entry, json.dumps(head).encode() + b"\n", engine.plan)
-
-
-def power_mode() -> str:
-    """The power mode of a Jetson, as `nvpmodel -q` names it; `unknown` elsewhere."""
-    command = shutil.which("nvpmodel")
-    if command is None:
-        return "unknown"
-    try:
-        done = subprocess.run([command, "-q"], capture_output=True, text=True, timeout=10, check=True)
-    except (OSError, subprocess.SubprocessError):
-        return "unknown"
-    named = [line.partition(":")[2].strip() for line in done.stdout.splitlines() if "Power Mode" in line]
-    return named[0] if named else "unknown"
 
 
 class _Heartbeat:

@@ -33,6 +33,7 @@ pytest.importorskip("tensorrt_rtx", reason="tensorrt_rtx is not installed: pip i
 
 from edgeclip.backends import cuda, trt_engines
 from edgeclip.backends.trt_build import build_plan
+from edgeclip.powermode import power_mode
 
 PROFILE = Profile(batch=Axis(min=1, opt=8, max=32))
 GPU = cuda.Gpu(0, "Test GPU", "8.7", 1 << 33, "12.6")
@@ -466,7 +467,7 @@ def test_the_power_mode_is_what_the_device_says(
     command.write_text(f'#!/bin/sh\n[ "$1" = -q ] || exit 9\n{script}\n')
     command.chmod(0o755)
     monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
-    assert trt_engines.power_mode() == mode
+    assert power_mode() == mode
 
 
 def test_build_says_what_the_bundle_holds_where_there_is_nothing_to_build(tiny_bundle: Path, tmp_path: Path) -> None:
