@@ -68,7 +68,9 @@ def test_its_scales_are_exported_without_any_data(straight: Path, tmp_path: Path
     ("target", "precision", "message"),
     [
         ("openvino", "w4a16", "the checkpoint has learned scales for w8a8, not for w4a16"),
-        ("onnx", "w8a16", "the checkpoint has learned scales for w8a8, not for w8a16"),
+        pytest.param(
+            *("onnx", "w8a16", "the checkpoint has learned scales for w8a8, not for w8a16"), marks=pytest.mark.nightly
+        ),
         ("tensorrt", "w8a8", "the checkpoint's activations have zero points, target tensorrt has none"),
     ],
 )

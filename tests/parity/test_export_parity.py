@@ -99,7 +99,9 @@ def test_an_openclip_rn50(bpe_path: Path, tmp_path: Path) -> None:
     check(tmp_path / "b.edgeclip", 224, theirs, theirs.encode_text)
 
 
-@pytest.mark.parametrize("quick_gelu", [True, False], ids=["quick-gelu", "gelu"])
+@pytest.mark.parametrize(
+    "quick_gelu", [pytest.param(True, id="quick-gelu", marks=pytest.mark.nightly), pytest.param(False, id="gelu")]
+)
 @torch.no_grad()
 def test_an_openclip_vit(quick_gelu: bool, tmp_path: Path) -> None:
     theirs = checkpoints.openclip_dir(tmp_path / "clip", "speaking-vit", quick_gelu=quick_gelu)
