@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
+from edgeclip import htmlpage
 from edgeclip.benchmarks import tabulated
 from edgeclip.benchmarks.charts import charts
 from edgeclip.benchmarks.record import Record
@@ -17,18 +18,9 @@ NUMERIC = "number"
 
 def draw(record: Record, title: str) -> str:
     """The same record gives the same page."""
-    from jinja2 import Environment, FileSystemLoader, StrictUndefined
-
-    environment = Environment(
-        loader=FileSystemLoader(FOLDER),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        keep_trailing_newline=True,
-    )
     ran = [one.label for one in record.results if one.status in ("ok", "below gate")]
-    return environment.get_template(TEMPLATE).render(
+    return htmlpage.render(
+        FOLDER / TEMPLATE,
         title=title,
         record=record,
         names=", ".join(one.name for one in record.bundles),

@@ -95,8 +95,8 @@ class Row:
     "plans",
     cls=Command,
     epilog=examples(
-        "python -m edgeclip.benchmarks.plans --data shared/data --report docs/reports/tensorrt-build.md",
-        "python -m edgeclip.benchmarks.plans --data shared/data --model built-in",
+        "python -m edgeclip.benchmarks.plans --data DIR --report docs/reports/tensorrt-build.md",
+        "python -m edgeclip.benchmarks.plans --data DIR --model built-in",
     ),
 )
 @click.option("--data", type=click.Path(path_type=Path), required=True, help="The folder with `train` and `eval`.")

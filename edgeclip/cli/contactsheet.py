@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 
 from PIL import ImageOps
 
+from edgeclip import htmlpage
 from edgeclip.cli.progress import Advance
 from edgeclip.cli.tables import clean
 from edgeclip.errors import InputError
@@ -45,16 +46,6 @@ class Thumbnail:
 
 def draw(folder: Path, results: Sequence[Result], about: str, advance: Advance) -> str:
     """The page. A picture that cannot be read any more has its name alone."""
-    from jinja2 import Environment, FileSystemLoader, StrictUndefined
-
-    environment = Environment(
-        loader=FileSystemLoader(FOLDER),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        keep_trailing_newline=True,
-    )
     small: dict[str, Thumbnail | None] = {}
     sections = []
     for one in results:
@@ -66,8 +57,8 @@ def draw(folder: Path, results: Sequence[Result], about: str, advance: Advance) 
         cells = [_cell(folder, match, small[match.path]) for match in one.matches]
         sections.append({"query": clean(one.query), "asked": asked, "cells": cells})
     title = ", ".join(clean(one.query) for one in results)
-    return environment.get_template(TEMPLATE).render(
-        title=title, folder=clean(str(folder)), about=clean(about), sections=sections
+    return htmlpage.render(
+        FOLDER / TEMPLATE, title=title, folder=clean(str(folder)), about=clean(about), sections=sections
     )
 
 
