@@ -64,5 +64,5 @@ def load_clip(
     Raises:
         As `edgeclip.load`.
     """
-    adapter = Adapter(load(Path(pretrained) if pretrained else None, backend=model_name))
+    adapter = Adapter(load(Path(pretrained) if pretrained else None, backend=model_name, tuned=False))
     return adapter, adapter.transform, adapter.tokenize

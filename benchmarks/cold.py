@@ -25,7 +25,8 @@ _EDGECLIP = """
 import sys
 import edgeclip
 bundle, backend, tower, precision, compute, photograph = sys.argv[1:]
-model = edgeclip.load(bundle, backend=backend, tower=tower or None, precision=precision, compute=compute)
+options = {"backend": backend, "tower": tower or None, "precision": precision, "compute": compute}
+model = edgeclip.load(bundle, tuned=False, **options)
 assert model.encode_image(photograph).shape == (1, model.info.embed_dim)
 print("embedded", flush=True)
 """

@@ -113,7 +113,7 @@ def _least(a: Embeddings, b: Embeddings) -> float:
 def _model(bundle: Path, backend: str, compute: Compute, threads: int) -> Model:
     if compute not in backends.get(backend).computes("cpu"):
         raise TargetUnavailableError(f"this CPU has no {compute}")
-    return edgeclip.load(bundle, backend=backend, compute=compute, threads=threads, text_cache=False)
+    return edgeclip.load(bundle, backend=backend, compute=compute, threads=threads, text_cache=False, tuned=False)
 
 
 def _tokenizer(path: Path) -> bytes:

@@ -58,7 +58,9 @@ class Variant:
     def load(self, threads: int) -> Model:
         """Both towers through the runtime. Of what is timed."""
         engine, path = TIMED[self.target], self.bundle.path
-        return edgeclip.load(path, backend=engine, precision=self.precision, threads=threads, text_cache=False)
+        return edgeclip.load(
+            path, backend=engine, precision=self.precision, threads=threads, text_cache=False, tuned=False
+        )
 
     @contextmanager
     def session(self, tower: Tower, threads: int) -> Iterator[Session]:

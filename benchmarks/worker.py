@@ -23,6 +23,7 @@ from edgeclip.benchmarks.stages import Encoder, Material
 from edgeclip.errors import EdgeClipError
 from edgeclip.golden import Golden
 from edgeclip.loading import load
+from edgeclip.manifest import Tower
 from edgeclip.model import Model
 from edgeclip.parity import bounds_for, measure
 from edgeclip.verify import verify
@@ -54,7 +55,7 @@ class Server:
         """
         base, free = environment.resident_mb(), _free_mb(options["backend"])
         started = time.perf_counter()
-        self._model = load(bundle, text_cache=False, **options)
+        self._model = load(bundle, text_cache=False, tuned=False, **options)
         self._encoder = self._model
         if reference:
             module, _, function = reference[0].partition(":")
@@ -115,6 +116,12 @@ class Server:
                 if encoder is not model:
                     failures += measure(embeddings, reference).failures(bounds_for("fp32"))
         return found | {"passed": not failures, "failures": failures}
+
+    def embed(self, tower: Tower, inputs: str, start: int, stop: int, outputs: str) -> None:
+        """Write the embeddings of some rows of a `.npy` of pixels or token ids, float32 [stop - start, D]."""
+        rows = np.ascontiguousarray(np.load(inputs, mmap_mode="r")[start:stop])
+        encode = self._encoder.encode_pixels if tower == "image" else self._encoder.encode_ids
+        np.save(outputs, encode(rows))
 
     def _call(self, stage: str, batch: int) -> timing.Call:
         key = stage, batch

@@ -16,11 +16,14 @@ from pathlib import Path
 from typing import Any
 
 import msgspec
+import numpy as np
 
 from edgeclip import errors
+from edgeclip.backends.base import Embeddings
 from edgeclip.benchmarks.rows import Row
 from edgeclip.benchmarks.timing import Warmth
 from edgeclip.errors import EdgeClipError, TargetLoadError
+from edgeclip.manifest import Tower
 
 COMMAND = ("-m", "edgeclip.benchmarks.worker")
 PATIENCE_S = 600.0
@@ -101,6 +104,15 @@ class Worker:
         """The golden vectors, as `record.Parity`."""
         found: dict[str, Any] = self._ask("parity")
         return found
+
+    def embed(self, tower: Tower, inputs: Path, start: int, stop: int, scratch: Path) -> Embeddings:
+        """Embeddings of some rows of a `.npy` of pixels or token ids, float32 [stop - start, D].
+
+        Args:
+            scratch: a file that may be written.
+        """
+        self._ask("embed", tower=tower, inputs=str(inputs), start=start, stop=stop, outputs=str(scratch))
+        return np.asarray(np.load(scratch), np.float32)
 
     def close(self) -> None:
         """End it. A second call does nothing."""

@@ -9,7 +9,7 @@ from edgeclip.backends.base import Files, Options, Session
 from edgeclip.bundle import Bundle
 from edgeclip.cpus import available_cpus
 from edgeclip.manifest import Tower
-from edgeclip.model import Model, ModelInfo
+from edgeclip.model import BATCH_SIZE, Model, ModelInfo
 from edgeclip.request import Request
 from edgeclip.selection import Selection
 from edgeclip.textcache import TextCache
@@ -33,7 +33,7 @@ def assemble(
     device = request.device or backends.entry(selection.backend).device
     options = Options(device, request.threads or available_cpus(), request.compute)
     sessions = _sessions(selection, files, options)
-    info = _info(bundle, selection, sessions)
+    info = _info(request, bundle, selection, sessions)
     cache = TextCache(info.fingerprint, info.embed_dim) if request.text_cache else None
     return Model(request, reopen, bundle, info, sessions, tokenizer, cache)
 
@@ -48,7 +48,7 @@ def _sessions(selection: Selection, files: dict[Tower, Files], options: Options)
     return {tower: engine.open(artifact, files.pop(tower), options) for tower, artifact in selection.artifacts.items()}
 
 
-def _info(bundle: Bundle, selection: Selection, sessions: dict[Tower, Session]) -> ModelInfo:
+def _info(request: Request, bundle: Bundle, selection: Selection, sessions: dict[Tower, Session]) -> ModelInfo:
     engine = next(iter(sessions.values())).engine
     spec = bundle.manifest.model
     return ModelInfo(
@@ -65,4 +65,5 @@ def _info(bundle: Bundle, selection: Selection, sessions: dict[Tower, Session]) 
         threads=engine.threads,
         artifacts={tower: artifact.file for tower, artifact in selection.artifacts.items()},
         reason=selection.reason,
+        batch=request.batch or BATCH_SIZE,
     )

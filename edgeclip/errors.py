@@ -19,6 +19,7 @@
     │   ├── TextInputError
     │   ├── InputShapeError
     │   ├── PhotoIndexError                   an index of photographs is damaged, or made otherwise
+    │   ├── DeviceFileError                   what `edgeclip tune` kept for this device is damaged
     │   ├── DataError                         training or evaluation data is missing or damaged
     │   └── CheckpointError
     │       └── CheckpointUnsafeError
@@ -124,6 +125,10 @@ class InputShapeError(InputError):
 
 
 class PhotoIndexError(InputError):
+    pass
+
+
+class DeviceFileError(InputError):
     pass
 
 

@@ -49,6 +49,8 @@ class ModelInfo:
     threads: int
     artifacts: dict[Tower, str]
     reason: str
+    batch: int = BATCH_SIZE
+    """Images per run of the engine, unless the call says otherwise."""
 
     @property
     def fingerprint(self) -> str:
@@ -112,7 +114,7 @@ class Model:
         self,
         images: Image | Iterable[Image],
         *,
-        batch_size: int = ...,
+        batch_size: int | None = ...,
         on_error: Literal["raise"] = ...,
         dtype: Literal["float32"] = ...,
         dim: int | None = ...,
@@ -123,7 +125,7 @@ class Model:
         self,
         images: Image | Iterable[Image],
         *,
-        batch_size: int = ...,
+        batch_size: int | None = ...,
         on_error: Literal["raise"] = ...,
         dtype: Dtype,
         dim: int | None = ...,
@@ -134,7 +136,7 @@ class Model:
         self,
         images: Image | Iterable[Image],
         *,
-        batch_size: int = ...,
+        batch_size: int | None = ...,
         on_error: Literal["skip"],
         dtype: Dtype = ...,
         dim: int | None = ...,
@@ -144,7 +146,7 @@ class Model:
         self,
         images: Image | Iterable[Image],
         *,
-        batch_size: int = BATCH_SIZE,
+        batch_size: int | None = None,
         on_error: Literal["raise", "skip"] = "raise",
         dtype: Dtype = "float32",
         dim: int | None = None,
@@ -154,7 +156,8 @@ class Model:
         Args:
             images: one image or an iterable of them: path, encoded bytes, PIL image, or array (uint8 [H, W, 3] in
                 [0, 255], or float in [0, 1]; [N, H, W, 3] counts as N images).
-            batch_size: images per run of the engine; decoding the next batch overlaps with it.
+            batch_size: images per run of the engine; decoding the next batch overlaps with it. None takes that of
+                `info.batch`.
             on_error: `skip` leaves out images that cannot be read and returns (embeddings, skipped).
             dtype: `float16`, `int8` [N, D], or `binary`, which is uint8 [N, D / 8]: see `edgeclip.quantized`.
             dim: only the first coordinates, normalised again; a number that the model was trained for.
@@ -175,12 +178,13 @@ class Model:
         self,
         images: Image | Iterable[Image],
         *,
-        batch_size: int = BATCH_SIZE,
+        batch_size: int | None = None,
         on_error: Literal["raise", "skip"] = "raise",
         dtype: Dtype = "float32",
         dim: int | None = None,
     ) -> Iterator[EmbeddedBatch]:
         """As `encode_image`, batch by batch; memory stays flat however long the input is."""
+        batch_size = self.info.batch if batch_size is None else batch_size
         _check_batch_size(batch_size)
         if on_error not in ("raise", "skip"):
             raise UsageError(f"on_error must be 'raise' or 'skip', got {on_error!r}")

@@ -15,7 +15,7 @@ from edgeclip import cache, indexfile, neighbours, publish
 from edgeclip.backends.base import Array
 from edgeclip.errors import ExportLockedError, InputError, InputShapeError, PhotoIndexError, UsageError
 from edgeclip.indexfile import ANEW, Facts, IndexFile, Maker, Picture, open_file
-from edgeclip.model import BATCH_SIZE, Model
+from edgeclip.model import Model
 from edgeclip.nearest import Advance, Method, Nearest, Start
 from edgeclip.picturefiles import Stamp, digest_of, scan
 
@@ -91,7 +91,7 @@ class PhotoIndex:
         pictures = self._nearest.contents().pictures.values()
         return [Unreadable(self._full(one.path), one.reason) for one in pictures if one.reason]
 
-    def update(self, *, batch_size: int = BATCH_SIZE, start: Start = lambda name, amount: lambda done: None) -> Update:
+    def update(self, *, batch_size: int | None = None, start: Start = lambda name, amount: lambda done: None) -> Update:
         """Embed what is new in the folder or has changed, and drop what is gone. Each batch is kept when it is done.
 
         A file is looked at again when its size or its time of modification changes.
@@ -146,7 +146,7 @@ class PhotoIndex:
     def _full(self, path: str) -> str:
         return str(self.folder / path)
 
-    def _carry_out(self, plan: _Plan, count: int, batch_size: int, start: Start) -> Update:
+    def _carry_out(self, plan: _Plan, count: int, batch_size: int | None, start: Start) -> Update:
         advance = start("indexing", len(plan.fresh))
         recognised = self._recognise(plan)
         advance(len(recognised))
@@ -177,7 +177,7 @@ class PhotoIndex:
         self._file.change([plan.old[path] for path in twins if path in plan.old], added)
         return set(twins)
 
-    def _embed(self, plan: _Plan, paths: Sequence[str], batch_size: int, advance: Advance) -> list[Unreadable]:
+    def _embed(self, plan: _Plan, paths: Sequence[str], batch_size: int | None, advance: Advance) -> list[Unreadable]:
         """Embed batch by batch, and keep each; returns what cannot be read."""
         full, unreadable = [self._full(path) for path in paths], []
         for batch in self.model.stream_image(full, batch_size=batch_size, on_error="skip"):

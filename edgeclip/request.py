@@ -22,3 +22,9 @@ class Request:
     threads: int | None = None
     expect_digest: str | None = None
     text_cache: bool = True
+    tuned: bool = False
+    """Whether the device file may choose what nothing else was asked for."""
+    batch: int | None = None
+    """Images per run of the engine; None is the usual number."""
+    because: str = ""
+    """Why this backend and precision, where it was not the caller who named them."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -17,6 +18,22 @@ def private_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.
     cache = tmp_path_factory.mktemp("cache")
     monkeypatch.setenv("EDGECLIP_CACHE", str(cache))
     return cache
+
+
+@pytest.fixture(scope="session", autouse=True)
+def no_device_files(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Models that many tests share are not loaded by what the user has tuned either."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("EDGECLIP_TUNED", str(tmp_path_factory.mktemp("no-tuned")))
+        yield
+
+
+@pytest.fixture(autouse=True)
+def private_device_files(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Each test has a folder of its own for what `edgeclip tune` keeps, so that none loads what the user has tuned."""
+    folder = tmp_path_factory.mktemp("tuned")
+    monkeypatch.setenv("EDGECLIP_TUNED", str(folder))
+    return folder
 
 
 @pytest.fixture(scope="session")

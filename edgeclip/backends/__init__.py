@@ -6,6 +6,7 @@ import sys
 from dataclasses import dataclass
 from importlib import import_module
 from importlib.util import find_spec
+from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
 from edgeclip.errors import TargetUnavailableError, UsageError
@@ -114,6 +115,17 @@ def runs_on(name: str, device: str | None) -> bool:
     return device is None or own in ("cpu", "all") or device.partition(":")[0] == own
 
 
+def version(name: str) -> str:
+    """The installed version of the backend's library; "" where there is none. Imports no engine."""
+    return next((_version(library) for library in entry(name).libraries if _found(library)), "")
+
+
+def accelerator(name: str) -> str:
+    """What the backend computes on beside the CPU, with its driver; "" where nothing is known of it."""
+    probe = entry(name).probe
+    return str(import_module(probe).describe(0)) if probe and ready(name) else ""
+
+
 def get(name: str) -> Backend:
     """The backend's module, its library imported.
 
@@ -141,3 +153,17 @@ def _found(module: str) -> bool:
         return find_spec(module) is not None
     except ModuleNotFoundError:  # the package that would hold it
         return False
+
+
+def _version(library: str) -> str:
+    """By the folder that a wheel has beside its package, which PEP 427 names; the standard library knows the rest, but
+    takes longer to import than all else that a load asks before its engine."""
+    spec = find_spec(library)
+    beside = [Path(place).parent for place in (spec.submodule_search_locations or ())] if spec else []
+    found = [path.name for folder in beside for path in folder.glob(f"{library}-*.dist-info")]
+    if len(found) == 1:
+        return found[0].removeprefix(f"{library}-").removesuffix(".dist-info")
+    from importlib import metadata
+
+    names = metadata.packages_distributions().get(library, [])  # onnxruntime-gpu brings onnxruntime
+    return metadata.version(names[0]) if names else ""

@@ -62,7 +62,7 @@ def command(
     prompts: tuple[str, ...],
     named: str | None,
     top_k: int,
-    batch_size: int,
+    batch_size: int | None,
     on_error: OnError,
     engine: Engine,
 ) -> None:
@@ -74,7 +74,7 @@ def command(
     chosen = choose_labels(labels, labels_file)
     wording = choose_templates(prompts, named)
     paths = sources.images(images, missing_ok=on_error == "skip")
-    with engine.load(bundle) as model, progress.bar(output, "classifying", len(paths)) as advance:
+    with engine.load(bundle, tuned=True) as model, progress.bar(output, "classifying", len(paths)) as advance:
         found, skipped = classify(model, paths, chosen, wording, top_k, batch_size, on_error, advance)
         output.document["provenance"] = {**model.info.provenance(), "edgeclip": __version__}
     if not found:
@@ -114,7 +114,7 @@ def classify(
     labels: Sequence[str],
     wording: Sequence[str],
     top_k: int,
-    batch_size: int,
+    batch_size: int | None,
     on_error: OnError,
     advance: progress.Advance,
 ) -> tuple[list[Classified], list[Skipped]]:

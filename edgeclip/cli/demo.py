@@ -235,7 +235,7 @@ def _load(path: Path | None) -> Model:
     from edgeclip.loading import load
 
     try:
-        return load(path)
+        return load(path, tuned=False)
     except BundleNotFoundError as exc:
         if path is not None:
             raise

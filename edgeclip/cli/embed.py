@@ -58,7 +58,7 @@ def command(
     path: Path | None,
     dtype: Dtype,
     dim: int | None,
-    batch_size: int,
+    batch_size: int | None,
     on_error: OnError,
     engine: Engine,
 ) -> None:
@@ -80,7 +80,7 @@ def command(
         writers.check_sources(path, [*paths, *wanted])
     skipped: list[Skipped] = []
     started = time.perf_counter()
-    with engine.load(bundle, _tower(paths, wanted)) as model:
+    with engine.load(bundle, _tower(paths, wanted), tuned=True) as model:
         form = choose_form(model.bundle.manifest.model, dtype, dim)
         provenance = {**model.info.provenance(), "edgeclip": __version__, **form.described()}
         output.document["provenance"] = provenance
@@ -107,7 +107,7 @@ def _images(
     model: Model,
     paths: list[str],
     form: Form,
-    batch_size: int,
+    batch_size: int | None,
     on_error: OnError,
     skipped: list[Skipped],
     advance: progress.Advance,

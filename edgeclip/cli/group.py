@@ -25,6 +25,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "classify": ("edgeclip.cli.classify", "Classify images by labels that you choose."),
     "eval": ("edgeclip.cli.eval", "Measure how accurate bundles are, on many data sets."),
     "bench": ("edgeclip.cli.bench", "Time bundles on this device, and report it."),
+    "tune": ("edgeclip.cli.tune", "Find what of a bundle is best on this device, and keep it for load()."),
     "report": ("edgeclip.cli.report", "Draw the report of a benchmark again, from its JSON."),
     "compare": ("edgeclip.cli.compare", "Compare two benchmarks, or hold one against bounds."),
     "search": ("edgeclip.cli.search", "Find a folder's photographs by texts, or by other pictures."),

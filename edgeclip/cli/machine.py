@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import platform
-import subprocess
 import sys
 import warnings
 from importlib import metadata
 from pathlib import Path
 
 from edgeclip import cache
-from edgeclip.cpus import available_cpus
+from edgeclip.cpus import CPUINFO, available_cpus, cpu_field
+from edgeclip.cpus import cpu_model as cpu_model
 
-CPUINFO = Path("/proc/cpuinfo")
 FLAGS = (
     *("avx2", "f16c", "avx512f", "avx512_vnni", "avx512_bf16", "avx512_fp16", "avx_vnni", "avx_vnni_int8"),
     *("amx_tile", "amx_int8", "amx_bf16", "amx_fp16"),
@@ -33,16 +32,9 @@ def facts() -> dict[str, str]:
     }
 
 
-def cpu_model(cpuinfo: Path = CPUINFO) -> str:
-    """The CPU's name."""
-    names = ("model name", "Model", "Hardware")
-    found = next((value for key in names if (value := _field(cpuinfo, key))), "")
-    return found or _apple_cpu() or platform.processor() or "not known"
-
-
 def instruction_sets(cpuinfo: Path = CPUINFO) -> list[str]:
     """Those of `FLAGS` that the CPU has."""
-    found = set((_field(cpuinfo, "flags") or _field(cpuinfo, "Features")).split())
+    found = set((cpu_field("flags", cpuinfo) or cpu_field("Features", cpuinfo)).split())
     return [flag for flag in FLAGS if flag in found]
 
 
@@ -63,19 +55,3 @@ def version_of(distribution: str) -> str | None:
         return metadata.version(distribution)
     except metadata.PackageNotFoundError:
         return None
-
-
-def _field(cpuinfo: Path, key: str) -> str:
-    try:
-        lines = cpuinfo.read_text(errors="replace").splitlines()
-    except OSError:
-        return ""
-    pairs = (line.partition(":") for line in lines)
-    return next((value.strip() for name, _, value in pairs if name.strip() == key), "")
-
-
-def _apple_cpu() -> str:
-    if sys.platform != "darwin":
-        return ""
-    command = ["/usr/sbin/sysctl", "-n", "machdep.cpu.brand_string"]
-    return subprocess.run(command, capture_output=True, text=True, check=False).stdout.strip()

@@ -46,8 +46,12 @@ class Engine:
     compute: Compute = "f32"
     threads: int | None = None
 
-    def load(self, bundle: Path | None, tower: Tower | None = None) -> Model:
-        """Load the bundle's towers, or one of them; None is the built-in model. Raises as `edgeclip.load`."""
+    def load(self, bundle: Path | None, tower: Tower | None = None, *, tuned: bool = False) -> Model:
+        """Load the bundle's towers, or one of them; None is the built-in model. Raises as `edgeclip.load`.
+
+        Args:
+            tuned: what was not asked for is as `edgeclip tune` found it best; never of what is to be measured.
+        """
         from edgeclip.loading import load
 
         return load(
@@ -58,6 +62,7 @@ class Engine:
             device=self.device,
             compute=self.compute,
             threads=self.threads,
+            tuned=tuned,
         )
 
 
@@ -89,7 +94,7 @@ def engine_options(function: Function) -> Function:
 
 
 _STREAM = (
-    click.option("--batch-size", type=click.IntRange(min=1), default=32, show_default=True, help="Images per run."),
+    click.option("--batch-size", type=click.IntRange(min=1), help="Images per run; 32, or what edgeclip tune found."),
     click.option(
         "--on-error",
         type=click.Choice(["raise", "skip"]),

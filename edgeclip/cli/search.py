@@ -91,7 +91,7 @@ def command(
     from edgeclip.photoindex import open_index
 
     with (
-        engine.load(model, None if texts else "image") as loaded,
+        engine.load(model, None if texts else "image", tuned=True) as loaded,
         open_index(folder, loaded, path=index, reindex=reindex) as opened,
     ):
         queries = _embed(loaded, texts, pictures)
