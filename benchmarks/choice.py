@@ -80,11 +80,14 @@ def best_batch(figures: Figures, margin: float) -> int:
 
 
 def dominating(one: Contender, others: Sequence[Contender], margin: float) -> Contender | None:
-    """One that is nowhere worse, in latency, throughput, loss and size, and better somewhere; None where none is."""
+    """One that is nowhere worse, in latency, throughput, loss and size, and better somewhere; None where none is known
+    to be, as where a control failed."""
     return next((other for other in others if _dominates(other, one, margin)), None)
 
 
 def _dominates(one: Contender, other: Contender, margin: float) -> bool:
+    if not _figures(one).controlled or not _figures(other).controlled:
+        return False
     pairs = list(zip(_costs(one), _costs(other), (margin, margin, 0.0, 0.0), strict=True))
     worse = any(a > b * (1 + slack) for a, b, slack in pairs)
     better = any(b > a * (1 + slack) for a, b, slack in pairs)

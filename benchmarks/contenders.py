@@ -51,6 +51,11 @@ class Figures:
     """At batch 1."""
 
     @property
+    def controlled(self) -> bool:
+        """Whether all controls passed."""
+        return all(speed.controlled for speed in (self.image_ms, *self.images_per_s.values()))
+
+    @property
     def best_per_s(self) -> float:
         """The most images a second, at whichever batch."""
         return max(speed.of.value for speed in self.images_per_s.values())

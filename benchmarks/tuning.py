@@ -35,7 +35,7 @@ class Pass(Suite):
     def cells(self) -> list[Cell]:
         """What is measured in turns, in its order."""
         stages = {stage for row in self.rows for stage in row.stages}
-        singles = [(stage, 1) for stage in ("image_encode", "text_encode") if stage in stages]
+        singles: list[Cell] = [(stage, 1) for stage in ("image_encode", "text_encode") if stage in stages]
         return singles + [("image_encode", batch) for batch in self.budget.batches if batch != 1]
 
     def figures(self) -> dict[str, Figures]:

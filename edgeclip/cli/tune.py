@@ -111,9 +111,9 @@ def command(
 ) -> None:
     """Find what of BUNDLE, or of the built-in model, is best on this device, and keep it for edgeclip.load().
 
-    Each artifact on each engine that runs it, with each number of threads, is timed in a process of its own, all in turns.
-    What may lose more than the budget is not timed. The best goes into the device file, by which load() chooses where
-    nothing else is named. Exit code 1: nothing is within the budget, and no file is written.
+    Each artifact on each engine that runs it, with each number of threads, is timed in a process of its own, all in
+    turns. What may lose more than the budget is not timed. The best goes into the device file, by which load() chooses
+    where nothing else is named. Exit code 1: nothing is within the budget, and no file is written.
     """
     from edgeclip.loading import BUILT_IN
 
@@ -130,6 +130,7 @@ def command(
         if dry_run:
             _show_plan(output, tuning, eval_data, place)
             return
+        _make_room(place)
         begin = stack.enter_context(progress.steps(output))
         begin("reading data")
         tuning.pictures = pictures(images, stack)
@@ -139,8 +140,9 @@ def command(
     file = _file(tuning, tuning.best) if tuning.best else None
     _show(output, tuning, file, place)
     if file is not None:
-        _write(output, file, place)
-    _raise_if_failed(tuning)
+        write_text(place, devicefile.encode(file).decode())
+        output.line(f"-> {place}")
+    _raise_if_failed(tuning, place)
 
 
 def _place(bundle: Bundle, path: Path | None) -> Path:
@@ -159,6 +161,18 @@ def _place(bundle: Bundle, path: Path | None) -> Path:
             hint=f"-o FILE, or set {devicefile.VARIABLE} to a folder",
         )
     return place
+
+
+def _make_room(place: Path) -> None:
+    """Before anything slow begins.
+
+    Raises:
+        UsageError: the folder cannot be made.
+    """
+    try:
+        place.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    except OSError as exc:
+        raise UsageError(f"{place.parent}: cannot be made: {exc.strerror}", hint="-o FILE writes elsewhere") from exc
 
 
 def _forget(output: Output, place: Path) -> None:
@@ -259,19 +273,6 @@ def _file(tuning: Tuning, best: Choice) -> DeviceFile:
     )
 
 
-def _write(output: Output, file: DeviceFile, place: Path) -> None:
-    """
-    Raises:
-        ResourceError, UsageError: it cannot be written.
-    """
-    try:
-        place.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-    except OSError as exc:
-        raise UsageError(f"{place.parent}: cannot be made: {exc.strerror}", hint="-o FILE writes elsewhere") from exc
-    write_text(place, devicefile.encode(file).decode())
-    output.note(f"-> {place}")
-
-
 def _show(output: Output, tuning: Tuning, file: DeviceFile | None, place: Path) -> None:
     """Print every contender, those that nothing dominates, and the choice."""
     output.document |= {
@@ -295,10 +296,8 @@ def _show(output: Output, tuning: Tuning, file: DeviceFile | None, place: Path) 
     if tuning.quick:
         output.line("Quick: one short look at each.")
     if file is not None:
-        threads = f"{file.threads} thread{'s'[: file.threads > 1]}"
-        output.line(
-            f"For {file.goal}: {file.target} {file.precision} on {file.backend}, {threads}, batch {file.batch}: {file.rule}."
-        )
+        label = next(one.label for one in front if one.state == "chosen")
+        output.line(f"For {file.goal}: {label}, batch {file.batch}: {file.rule}.")
 
 
 def _show_plan(output: Output, tuning: Tuning, eval_data: Path | None, place: Path) -> None:
@@ -377,7 +376,7 @@ def _speed(speed: Speed) -> dict[str, Any]:
     return asdict(speed.of) | {"controlled": speed.controlled}
 
 
-def _raise_if_failed(tuning: Tuning) -> None:
+def _raise_if_failed(tuning: Tuning, place: Path) -> None:
     """
     Raises:
         GateError: nothing is within the budget.
@@ -387,9 +386,10 @@ def _raise_if_failed(tuning: Tuning) -> None:
     if failed and tuning.best is None and len(failed) == len(tuning.contenders):
         raise TargetLoadError(f"none of {len(failed)} runs; {failed[0].label}: {failed[0].reason}")
     if tuning.best is None:
+        kept = "the one that is there stays" if place.exists() else "no device file was written"
         raise GateError(
             f"nothing is known to lose at most {tuning.budget_pt:g} points: {_nearest(tuning)}",
-            hint="a larger --budget, or more pictures with --eval; no device file was written",
+            hint=f"a larger --budget, or more pictures with --eval; {kept}",
         )
     if failed:
         raise TargetLoadError(
