@@ -4,15 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from contextlib import ExitStack
-from dataclasses import asdict
+from dataclasses import replace
 from datetime import datetime, timezone
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import click
 
 from edgeclip import __version__, backends, devicefile
 from edgeclip.bundle import Bundle
+from edgeclip.cli import contenders as table
 from edgeclip.cli import progress
 from edgeclip.cli.bench import chosen_rows, pictures
 from edgeclip.cli.group import Command, examples
@@ -26,26 +27,13 @@ from edgeclip.model import BATCH_SIZE
 
 if TYPE_CHECKING:
     from edgeclip.benchmarks.choice import Choice
-    from edgeclip.benchmarks.contenders import Contender, Goal, Speed
+    from edgeclip.benchmarks.contenders import Goal
     from edgeclip.benchmarks.losses import Judge
+    from edgeclip.benchmarks.rows import Row
     from edgeclip.benchmarks.tuning import Tuning
 
 BATCHES = (1, 8, 32)
-COLUMNS = (
-    "contender",
-    "state",
-    "image ms",
-    "text ms",
-    "images/s",
-    "at batch",
-    "loses",
-    "bound",
-    "MB",
-    "load ms",
-    "RAM MB",
-)
-MARKED = {"chosen": "ok", "kept": "ok", "dominated": "ok", "failed": "failed", "skipped": ""}
-"""State -> whose mark it has; all others have that of what is below its gate."""
+LACKS = "lacks a tower that the bundle has: load() would not take it"
 
 
 @click.command(
@@ -123,22 +111,34 @@ def command(
         _forget(output, place)
         return
     need("psutil", "jinja2", extra="bench", what="measuring")
+    from edgeclip.benchmarks.contenders import usual_threads
+    from edgeclip.benchmarks.losses import references_of
+    from edgeclip.benchmarks.rows import rows_of
+    from edgeclip.benchmarks.tuning import Tuning
+
     with ExitStack() as stack:
-        tuning = _tuning(opened, targets, precisions, budget, goal, quick=quick)
-        tuning.threads = _numbers("--threads", threads, available_cpus()) or tuning.threads
-        tuning.batches = _numbers("--batch", batches, BATCH_SIZE) or tuning.batches
+        rows = _rows(opened, chosen_rows({opened.path.stem: opened}, targets, precisions, None))
+        tuning = Tuning(
+            bundle=opened,
+            rows=rows,
+            references=references_of(rows_of(opened, opened.path.stem)),
+            threads=_numbers("--threads", threads, available_cpus()) or usual_threads(available_cpus()),
+            batches=_numbers("--batch", batches, BATCH_SIZE) or BATCHES,
+            budget_pt=budget,
+            goal=goal,
+            quick=quick,
+        )
         if dry_run:
-            _show_plan(output, tuning, eval_data, place)
+            table.show_plan(output, tuning, place, with_data=eval_data is not None)
             return
         _make_room(place)
-        begin = stack.enter_context(progress.steps(output))
-        begin("reading data")
+        tuning.say = stack.enter_context(progress.steps(output))
+        tuning.say("reading data")
         tuning.pictures = pictures(images, stack)
         tuning.judge = _judge(opened, eval_data, eval_limit)
-        tuning.say = begin
         tuning.run()
     file = _file(tuning, tuning.best) if tuning.best else None
-    _show(output, tuning, file, place)
+    table.show(output, tuning, file, place)
     if file is not None:
         write_text(place, devicefile.encode(file).decode())
         output.line(f"-> {place}")
@@ -181,37 +181,22 @@ def _forget(output: Output, place: Path) -> None:
     output.line(f"{place}: removed" if was_there else f"{place}: there is none")
 
 
-def _tuning(
-    bundle: Bundle, targets: Sequence[str], precisions: Sequence[str], budget: float, goal: Goal, *, quick: bool
-) -> Tuning:
-    """What the command line asks for, without its data.
+def _rows(bundle: Bundle, found: Sequence[Row]) -> list[Row]:
+    """All of them; what `load` would not take, because it lacks a tower that the bundle has, cannot be chosen.
 
     Raises:
-        UsageError: an unknown name, or nothing of the bundle can be tuned.
-        TargetUnavailableError: nothing that was asked for can run here.
+        UsageError: that leaves nothing.
     """
-    from edgeclip.benchmarks import contenders, losses, rows, tuning
-
     every = {artifact.tower for artifact in bundle.manifest.artifacts}
     if "image" not in every:
         raise UsageError(f"{bundle.path}: has no image tower, whose speed is what is tuned")
-    found = chosen_rows({bundle.path.stem: bundle}, targets, precisions, None)
-    whole = [row for row in found if {artifact.tower for artifact in row.artifacts} == every]
-    if not whole:
+    lacking = [row for row in found if {artifact.tower for artifact in row.artifacts} != every]
+    if len(lacking) == len(found):
         raise UsageError(
-            f"{bundle.path}: no target has both towers at one precision, of which `load` could choose",
-            hint="`edgeclip quantize` and `edgeclip export` make both unless told otherwise",
+            f"{bundle.path}: {found[0].label} has one tower alone, which load() would not choose",
+            hint="leave out --tower when you export or quantize",
         )
-    return tuning.Tuning(
-        bundle=bundle,
-        rows=whole,
-        references=losses.references_of(rows.rows_of(bundle, bundle.path.stem)),
-        threads=contenders.usual_threads(available_cpus()),
-        batches=BATCHES,
-        budget_pt=budget,
-        goal=goal,
-        quick=quick,
-    )
+    return [replace(row, missing=row.missing or LACKS, wanted=False) if row in lacking else row for row in found]
 
 
 def _judge(bundle: Bundle, path: Path | None, limit: int) -> Judge | None:
@@ -271,109 +256,6 @@ def _file(tuning: Tuning, best: Choice) -> DeviceFile:
             size_bytes=row.size_bytes,
         ),
     )
-
-
-def _show(output: Output, tuning: Tuning, file: DeviceFile | None, place: Path) -> None:
-    """Print every contender, those that nothing dominates, and the choice."""
-    output.document |= {
-        "bundle": str(tuning.bundle.path),
-        "digest": tuning.bundle.digest,
-        "goal": tuning.goal,
-        "budget_pt": tuning.budget_pt,
-        "quick": tuning.quick,
-        "margin": tuning.margin,
-        "flags": tuning.flags,
-        "contenders": [_plain(one) for one in tuning.contenders],
-        "chosen": file,
-        "path": str(place) if file else None,
-    }
-    output.table("Contenders", (*COLUMNS, "reason"), [_row(output, one) for one in tuning.contenders])
-    front = [one for one in tuning.contenders if one.state in ("chosen", "kept")]
-    if front:
-        output.table("None of these is worse than another in all", COLUMNS, [_row(output, one)[:-1] for one in front])
-    if tuning.flags:
-        output.line(f"Flags of the run: {'; '.join(tuning.flags)}.")
-    if tuning.quick:
-        output.line("Quick: one short look at each.")
-    if file is not None:
-        label = next(one.label for one in front if one.state == "chosen")
-        output.line(f"For {file.goal}: {label}, batch {file.batch}: {file.rule}.")
-
-
-def _show_plan(output: Output, tuning: Tuning, eval_data: Path | None, place: Path) -> None:
-    """What would be measured, and what is known of it before."""
-    planned = tuning.planned(with_data=eval_data is not None)
-    seconds = tuning.planned_s(planned)
-    output.document |= {
-        "contenders": [_plain(one) for one in planned],
-        "batches": list(tuning.batches),
-        "seconds": round(seconds),
-        "path": str(place),
-    }
-    output.table("Contenders", (*COLUMNS, "reason"), [_row(output, one) for one in planned])
-    output.line(f"batches {', '.join(map(str, tuning.batches))}; at least {seconds:.0f} s; the device file: {place}")
-
-
-def _row(output: Output, one: Contender) -> list[str]:
-    loss = one.loss
-    drop = "" if loss is None or loss.drop_pt is None else f"{loss.drop_pt:.2f}"
-    lost = [drop, f"{loss.bound_pt:.2f}" if loss else ""]
-    return [
-        one.label,
-        _state(output, one.state),
-        *_speeds(one),
-        *lost,
-        f"{one.size_bytes / 1e6:.1f}",
-        *_costs(one),
-        one.reason or (loss.basis if loss else ""),
-    ]
-
-
-def _state(output: Output, state: str) -> str:
-    word = MARKED.get(state, "below gate")
-    return output.status(word).replace(word, state) if word else state
-
-
-def _speeds(one: Contender) -> list[str]:
-    """Latencies, and images a second at the best batch."""
-    from edgeclip.benchmarks.report import number
-
-    figures = one.figures
-    if figures is None:
-        return [""] * 4
-    best = max(figures.images_per_s, key=lambda batch: figures.images_per_s[batch].of.value)
-    text = number(figures.text_ms.of.value) if figures.text_ms else ""
-    return [number(figures.image_ms.of.value), text, number(figures.best_per_s), str(best)]
-
-
-def _costs(one: Contender) -> list[str]:
-    """Time to load, and memory."""
-    return [f"{one.figures.load_ms:.0f}", f"{one.figures.peak_rss_mb:.0f}"] if one.figures else ["", ""]
-
-
-def _plain(one: Contender) -> dict[str, Any]:
-    figures = one.figures
-    return {
-        "label": one.label,
-        "target": one.row.target,
-        "precision": one.row.precision,
-        "backend": one.row.backend,
-        "threads": one.threads,
-        "state": one.state,
-        "reason": one.reason,
-        "size_bytes": one.size_bytes,
-        "loss": asdict(one.loss) if one.loss else None,
-        "pass": "final" if one.is_final else "screening" if figures else None,
-        "image_ms": _speed(figures.image_ms) if figures else None,
-        "text_ms": _speed(figures.text_ms) if figures and figures.text_ms else None,
-        "images_per_s": {str(n): _speed(speed) for n, speed in figures.images_per_s.items()} if figures else {},
-        "load_ms": figures.load_ms if figures else None,
-        "peak_rss_mb": figures.peak_rss_mb if figures else None,
-    }
-
-
-def _speed(speed: Speed) -> dict[str, Any]:
-    return asdict(speed.of) | {"controlled": speed.controlled}
 
 
 def _raise_if_failed(tuning: Tuning, place: Path) -> None:
