@@ -105,12 +105,12 @@ class Examination:
             return self._held_against(*self._reference(folder), rows, folder)
 
     def _reference(self, folder: Path) -> tuple[str, Pair, dict[str, Examined]]:
-        """The first that runs, its embeddings, and what became of those before it."""
+        """The first that runs as it should, its embeddings, and what became of those before it."""
         found: dict[str, Examined] = {}
         for row in self.references:
             examined, pair = self._examined(row, folder)
             found[row.label] = examined
-            if pair is not None:
+            if pair is not None and not examined.broken:
                 return row.label, pair, found
         return "", (None, None), found
 

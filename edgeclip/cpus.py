@@ -26,11 +26,11 @@ def cpu_model(cpuinfo: Path = CPUINFO) -> str:
 def cpu_field(key: str, cpuinfo: Path = CPUINFO) -> str:
     """What Linux says of the first CPU under a key; "" where it says nothing."""
     try:
-        lines = cpuinfo.read_text(errors="replace").splitlines()
+        with cpuinfo.open(errors="replace") as lines:  # of hundreds of CPUs, the first is enough
+            pairs = (line.partition(":") for line in lines)
+            return next((value.strip() for name, _, value in pairs if name.strip() == key), "")
     except OSError:
         return ""
-    pairs = (line.partition(":") for line in lines)
-    return next((value.strip() for name, _, value in pairs if name.strip() == key), "")
 
 
 def _apple_cpu() -> str:

@@ -33,7 +33,9 @@ import functools
 code = '''
 import os, signal
 from edgeclip.benchmarks import worker
-worker.main(around=lambda call: lambda: os.kill(os.getpid(), signal.SIGSEGV))
+deadly = lambda *_, **__: os.kill(os.getpid(), signal.SIGSEGV)
+worker.Server.parity = deadly
+worker.main(around=lambda call: deadly)
 '''
 tuning.Tuning = functools.partial(tuning.Tuning, commands={"LABEL": ("-c", code)})
 """
@@ -103,14 +105,14 @@ def test_nothing_within_the_budget_is_a_gate_and_writes_nothing(
     assert not list(private_device_files.iterdir())
 
 
-def test_one_that_dies_is_a_row_with_its_reason_and_the_rest_is_tuned(private_device_files: Path) -> None:
-    code = TINY + CRASHING.replace("LABEL", "onnx fp16 on openvino, 1 thread")
+@pytest.mark.parametrize("label", ["onnx fp16 on openvino", "onnx fp16 on openvino, 1 thread"])
+def test_one_that_dies_is_a_row_with_its_reason_and_the_rest_is_tuned(label: str, private_device_files: Path) -> None:
+    """When it is examined, or when it is timed."""
+    code = TINY + CRASHING.replace("LABEL", label)
     done = tune(BUILT_IN, private_device_files, "--quick", "--threads", "1", "--batch", "2", code=code)
     assert done.returncode == 5
     assert "❌ failed" in done.stdout and "✅ chosen" in done.stdout
-    assert "1 of 2 contenders did not run; onnx fp16 on openvino, 1 thread: its process was killed by SIGSEGV" in (
-        done.stderr
-    )
+    assert f"1 of 2 contenders did not run; {label}: its process was killed by SIGSEGV" in done.stderr
     found = devicefile.read(tuning.place())
     assert found is not None and (found.backend, found.threads, found.batch) == ("onnxruntime", 1, 2)
 
@@ -123,10 +125,15 @@ def test_one_that_computes_something_else_is_below_its_gate(tmp_path: Path, priv
     assert not list(private_device_files.iterdir())
 
 
-def test_a_dry_run_says_what_would_be_measured_and_writes_nothing(private_device_files: Path, capsys: Any) -> None:
-    assert main(["tune", "--dry-run", "--threads", "1"]) == 0
+@pytest.mark.parametrize(
+    ("options", "known"), [((), "golden vectors"), (("--eval", "x"), "its loss is to be measured")]
+)
+def test_a_dry_run_says_what_would_be_measured_and_writes_nothing(
+    options: tuple[str, ...], known: str, private_device_files: Path, capsys: Any
+) -> None:
+    assert main(["tune", "--dry-run", "--threads", "1", *options]) == 0
     said = capsys.readouterr().out
-    assert "onnx fp16, 1 thread" in said and "golden vectors" in said
+    assert "onnx fp16, 1 thread" in said and known in said
     assert "batches 1, 8, 32; at least " in said and str(private_device_files) in said
     assert not list(private_device_files.iterdir())
 
@@ -146,6 +153,11 @@ def test_a_damaged_file_is_an_error_of_every_command_that_loads_by_it(photos: Pa
     assert main(["classify", str(BUILT_IN), str(photos / "b.png"), "--labels", "cat,dog"]) == 4
     said = capsys.readouterr().err
     assert "the device file is damaged" in said and "--forget" in said
+
+
+def test_what_measures_does_not_go_by_the_file(capsys: Any) -> None:
+    tuning.keep(tuning.device_file()).write_text("damaged")
+    assert main(["verify", str(BUILT_IN)]) == 0
 
 
 @pytest.mark.parametrize(
