@@ -1,7 +1,8 @@
 """Which contender is best for a goal: what is too slow, what cannot be told apart, and what decides then.
 
-Nothing here measures. A winner needs an interval of its own and a control that passed. Where that is not so, the
-contenders are taken for equal, and the smaller loss decides, then the fewer threads, then the smaller size.
+Nothing here measures. A winner needs an interval of its own, a control that passed, and a difference that is larger than
+the control leaves in doubt. Where that is not so, contenders are taken for equal, and the smaller loss decides, then the
+fewer threads, then the smaller size.
 """
 
 from __future__ import annotations
@@ -41,23 +42,19 @@ def finalists(contenders: Sequence[Contender], goal: Goal) -> list[Contender]:
     return [one for one in contenders if times[one.label].low <= SLACK * best.high]
 
 
-def choose(contenders: Sequence[Contender], goal: Goal, margin: float) -> Choice:
-    """The best of contenders that were measured in the same pass.
-
-    Args:
-        margin: differences of time below this share are none.
-    """
+def choose(contenders: Sequence[Contender], goal: Goal) -> Choice:
+    """The best of contenders that were measured in the same pass."""
     left, said = list(contenders), GOALS[goal]
     if goal == "size":
         smallest = min(one.size_bytes for one in left)
         left = [one for one in left if one.size_bytes == smallest]
     if len(left) > 1:
         times = {one.label: _time(_figures(one), goal) for one in left}
-        if not all(time.controlled for time in times.values()):
+        if any(time.doubt is None for time in times.values()):
             said = f"the control failed, so that none of {len(left)} is called the fastest"
         else:
-            best = min(times.values(), key=lambda time: time.of.value).of
-            left = [one for one in left if _is_equal(times[one.label].of, best, margin)]
+            best = min(times.values(), key=lambda time: time.of.value)
+            left = [one for one in left if _is_equal(times[one.label], best)]
             if goal == "size":
                 said += ", and the lowest latency with them"
             if len(left) > 1:
@@ -65,56 +62,56 @@ def choose(contenders: Sequence[Contender], goal: Goal, margin: float) -> Choice
     if len(left) > 1:
         left, why = _settled(left)
         said += f": {why}"
-    return Choice(left[0], best_batch(_figures(left[0]), margin), said)
+    return Choice(left[0], best_batch(_figures(left[0])), said)
 
 
-def best_batch(figures: Figures, margin: float) -> int:
+def best_batch(figures: Figures) -> int:
     """The batch of the most images a second; of those that cannot be told apart the smallest, which takes the least
     memory. Where the control failed, the usual one, or the largest below it."""
     speeds = figures.images_per_s
-    if not all(speed.controlled for speed in speeds.values()):
+    if any(speed.doubt is None for speed in speeds.values()):
         return max((batch for batch in speeds if batch <= BATCH_SIZE), default=min(speeds))
-    times = {batch: _inverse(speed.of) for batch, speed in speeds.items()}
-    best = min(times.values(), key=lambda time: time.value)
-    return min(batch for batch, time in times.items() if _is_equal(time, best, margin))
+    best = _inverse(figures.best_per_s)
+    return min(batch for batch, speed in speeds.items() if _is_equal(_inverse(speed), best))
 
 
-def dominating(one: Contender, others: Sequence[Contender], margin: float) -> Contender | None:
+def dominating(one: Contender, others: Sequence[Contender]) -> Contender | None:
     """One that is nowhere worse, in latency, throughput, loss and size, and better somewhere; None where none is known
     to be, as where a control failed."""
-    return next((other for other in others if _dominates(other, one, margin)), None)
+    return next((other for other in others if _dominates(other, one)), None)
 
 
-def _dominates(one: Contender, other: Contender, margin: float) -> bool:
-    if not _figures(one).controlled or not _figures(other).controlled:
+def _dominates(one: Contender, other: Contender) -> bool:
+    """By latency, throughput, loss and size; differences of speed that are in doubt are none."""
+    mine, theirs = _figures(one), _figures(other)
+    speeds = [(mine.image_ms, theirs.image_ms), (_inverse(mine.best_per_s), _inverse(theirs.best_per_s))]
+    if any(speed.doubt is None for pair in speeds for speed in pair):
         return False
-    pairs = list(zip(_costs(one), _costs(other), (margin, margin, 0.0, 0.0), strict=True))
-    worse = any(a > b * (1 + slack) for a, b, slack in pairs)
-    better = any(b > a * (1 + slack) for a, b, slack in pairs)
-    return better and not worse
-
-
-def _costs(one: Contender) -> tuple[float, float, float, float]:
-    figures = _figures(one)
-    assert one.loss is not None
-    return figures.image_ms.of.value, 1 / figures.best_per_s, max(0.0, one.loss.bound_pt), one.size_bytes
+    assert one.loss is not None and other.loss is not None
+    pairs = [(a.of.value, b.of.value, 1 + _doubt(a, b)) for a, b in speeds]
+    pairs += [
+        (max(0.0, one.loss.bound_pt), max(0.0, other.loss.bound_pt), 1.0),
+        (one.size_bytes, other.size_bytes, 1.0),
+    ]
+    return any(b > a * least for a, b, least in pairs) and not any(a > b * least for a, b, least in pairs)
 
 
 def _time(figures: Figures, goal: Goal) -> Speed:
     """What is to be short: of an image alone, or in the best of the batches."""
-    if goal != "throughput":
-        return figures.image_ms
-    best = max(figures.images_per_s.values(), key=lambda speed: speed.of.value)
-    return Speed(_inverse(best.of), best.controlled)
+    return _inverse(figures.best_per_s) if goal == "throughput" else figures.image_ms
 
 
-def _inverse(rate: Estimate) -> Estimate:
-    return Estimate(1 / rate.value, 1 / rate.high, 1 / rate.low)
+def _inverse(rate: Speed) -> Speed:
+    return Speed(Estimate(1 / rate.of.value, 1 / rate.of.high, 1 / rate.of.low), rate.doubt)
 
 
-def _is_equal(time: Estimate, best: Estimate, margin: float) -> bool:
-    """Whether the intervals overlap, or the difference is none."""
-    return time.low <= best.high or time.value <= best.value * (1 + margin)
+def _is_equal(time: Speed, best: Speed) -> bool:
+    """Whether the intervals overlap, or the difference is in doubt."""
+    return time.of.low <= best.of.high or time.of.value <= best.of.value * (1 + _doubt(time, best))
+
+
+def _doubt(one: Speed, other: Speed) -> float:
+    return max(one.doubt or 0.0, other.doubt or 0.0)
 
 
 def _quantity(goal: Goal) -> str:
@@ -122,24 +119,25 @@ def _quantity(goal: Goal) -> str:
 
 
 RULES: tuple[tuple[str, Callable[[Contender], float]], ...] = (
-    ("the smaller loss decides", lambda one: one.loss.bound_pt if one.loss else float("inf")),
-    ("the fewer threads decide", lambda one: one.threads),
-    ("the smaller size decides", lambda one: one.size_bytes),
+    ("the smaller loss", lambda one: one.loss.bound_pt if one.loss else float("inf")),
+    ("the fewer threads", lambda one: one.threads),
+    ("the smaller size", lambda one: one.size_bytes),
 )
 """In their order."""
 
 
 def _settled(equals: Sequence[Contender]) -> tuple[list[Contender], str]:
-    """One of several, and the last rule that was needed."""
-    left, why = list(equals), "they are alike, the first is taken"
+    """One of several, and the rules that it took, in words."""
+    left, said = list(equals), list[str]()
     for words, cost in RULES:
         least = min(map(cost, left))
         narrowed = [one for one in left if cost(one) == least]
         if len(narrowed) < len(left):
-            left, why = narrowed, words
-        if len(left) == 1:
-            break
-    return left[:1], why
+            said.append(words)
+        left = narrowed
+    if len(left) > 1:
+        said.append("the order of the bundle")
+    return left[:1], f"decided by {', then '.join(said)}"
 
 
 def _figures(one: Contender) -> Figures:

@@ -30,10 +30,12 @@ class Loss:
 
 @dataclass(frozen=True)
 class Speed:
-    """A measured speed, and whether a second process of one artifact was as fast as the first meanwhile."""
+    """A measured speed, and how far it is to be trusted."""
 
     of: Estimate
-    controlled: bool
+    doubt: float | None
+    """Differences below this share say nothing, as two processes of one artifact may have differed so much meanwhile;
+    None where they certainly did, or nothing is known of it."""
 
 
 @dataclass(frozen=True)
@@ -51,14 +53,14 @@ class Figures:
     """At batch 1."""
 
     @property
-    def controlled(self) -> bool:
-        """Whether all controls passed."""
-        return all(speed.controlled for speed in (self.image_ms, *self.images_per_s.values()))
+    def best_batch(self) -> int:
+        """That of the most images a second."""
+        return max(self.images_per_s, key=lambda batch: self.images_per_s[batch].of.value)
 
     @property
-    def best_per_s(self) -> float:
+    def best_per_s(self) -> Speed:
         """The most images a second, at whichever batch."""
-        return max(speed.of.value for speed in self.images_per_s.values())
+        return self.images_per_s[self.best_batch]
 
 
 @dataclass(frozen=True)

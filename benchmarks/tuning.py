@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence, Set
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from edgeclip.benchmarks import choice, suite
@@ -14,7 +14,7 @@ from edgeclip.benchmarks.rows import Row
 from edgeclip.benchmarks.suite import Budget, Suite
 from edgeclip.benchmarks.summary import Cells
 from edgeclip.benchmarks.trial import DISCARD, Cell, Trial
-from edgeclip.benchmarks.verdict import margin_of
+from edgeclip.benchmarks.verdict import doubt
 from edgeclip.bundle import Bundle
 
 SCREENING = replace(suite.QUICK, seconds=0.8, queries=16, offline_s=0.4, most_warmup_s=0.6)
@@ -43,19 +43,21 @@ class Pass(Suite):
         found: dict[str, Figures] = {}
         for group in self.groups:
             cells = {cell: Cells(cell, group.trials) for cell in self.cells()}
-            passed = {cell for cell, one in cells.items() if (control := one.control()) and control.passed}
+            doubts = {cell: _doubt(one) for cell, one in cells.items()}
             for row in group.rows:
                 if row.label not in self.failed and row.label not in found:
-                    found[row.label] = self._figures(row.label, cells, passed, group.trials)
+                    found[row.label] = self._figures(row.label, cells, doubts, group.trials)
         return found
 
-    def _figures(self, label: str, cells: Mapping[Cell, Cells], passed: Set[Cell], trials: Sequence[Trial]) -> Figures:
+    def _figures(
+        self, label: str, cells: Mapping[Cell, Cells], doubts: Mapping[Cell, float | None], trials: Sequence[Trial]
+    ) -> Figures:
         def latency(stage: str) -> Speed:
-            return Speed(cells[stage, 1].median_ms(label), (stage, 1) in passed)
+            return Speed(cells[stage, 1].median_ms(label), doubts[stage, 1])
 
         def rate(batch: int) -> Speed:
             cell = "image_encode", batch
-            return Speed(cells[cell].throughput(label, "image").per_s, cell in passed)
+            return Speed(cells[cell].throughput(label, "image").per_s, doubts[cell])
 
         return Figures(
             image_ms=latency("image_encode"),
@@ -93,11 +95,6 @@ class Tuning:
     contenders: list[Contender] = field(default_factory=list)
     flags: list[str] = field(default_factory=list)
     best: Choice | None = None
-
-    @property
-    def margin(self) -> float:
-        """Differences below it are none."""
-        return margin_of(self._budget.trials)
 
     def planned(self, *, with_data: bool) -> list[Contender]:
         """What would be measured, and what is known of it before.
@@ -205,7 +202,7 @@ class Tuning:
         alive = [one for one in finalists if one.state == "kept"]
         if not alive:
             return
-        self.best = choice.choose(alive, self.goal, self.margin)
+        self.best = choice.choose(alive, self.goal)
         kept = [one for one in self.contenders if one.state == "kept"]
         self.contenders = [self._placed(one, kept) if one in kept else one for one in self.contenders]
 
@@ -213,15 +210,17 @@ class Tuning:
         assert self.best is not None
         if one.label == self.best.contender.label:
             return one.marked("chosen", self.best.rule)
-        better = choice.dominating(one, kept, self.margin)
+        better = choice.dominating(one, kept)
         return one.marked("dominated", f"{better.label} is nowhere worse") if better else one
 
     def _with_batches(self, budget: Budget) -> Budget:
         return replace(budget, batches=tuple(self.batches))
 
-    @property
-    def _budget(self) -> Budget:
-        return SCREENING if self.quick else FINAL
+
+def _doubt(cells: Cells) -> float | None:
+    """How large a difference says nothing; None where two processes of one artifact certainly differ."""
+    control = cells.control()
+    return doubt(control.ratio, cells.margin) if control and control.passed else None
 
 
 def expected_s(contenders: Sequence[Contender], budget: Budget) -> float:

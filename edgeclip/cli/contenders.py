@@ -28,7 +28,6 @@ def show(output: Output, tuning: Tuning, file: DeviceFile | None, place: Path) -
         "goal": tuning.goal,
         "budget_pt": tuning.budget_pt,
         "quick": tuning.quick,
-        "margin": tuning.margin,
         "flags": tuning.flags,
         "contenders": list(map(_plain, tuning.contenders)),
         "chosen": file,
@@ -36,7 +35,9 @@ def show(output: Output, tuning: Tuning, file: DeviceFile | None, place: Path) -
     }
     _table(output, "Contenders", tuning.contenders)
     front = [one for one in tuning.contenders if one.state in ("chosen", "kept")]
-    if front:
+    if len(front) == len(tuning.contenders):
+        output.line("None of them is known to be dominated by another: all are the Pareto set.")
+    elif front:
         rows = [_row(output, one)[:-1] for one in front]
         output.table("Pareto set, by latency, throughput, loss and size", COLUMNS, rows)
     if tuning.flags:
@@ -95,9 +96,8 @@ def _speeds(figures: Figures | None) -> list[str]:
     if figures is None:
         return [""] * len(SPEED)
     image, text = figures.image_ms.of, figures.text_ms
-    best = max(figures.images_per_s, key=lambda batch: figures.images_per_s[batch].of.value)
-    rest = [number(text.of.value) if text else "", number(figures.best_per_s), str(best)]
-    return [number(image.value), interval(image), *rest]
+    best = [number(figures.best_per_s.of.value), str(figures.best_batch)]
+    return [number(image.value), interval(image), number(text.of.value) if text else "", *best]
 
 
 def _plain(one: Contender) -> dict[str, Any]:
@@ -122,4 +122,4 @@ def _plain(one: Contender) -> dict[str, Any]:
 
 
 def _speed(speed: Speed) -> dict[str, Any]:
-    return asdict(speed.of) | {"controlled": speed.controlled}
+    return asdict(speed.of) | {"doubt": speed.doubt}
