@@ -230,6 +230,7 @@ def test_scores_find_their_artifacts(tmp_path: Path) -> None:
         json.dumps(
             {
                 "schema": "edgeclip.accuracy/1",
+                "suite": "quick",
                 "rows": [
                     score(bundle.digest, "onnx", "fp32", "onnxruntime", 0.6),
                     score(bundle.digest, "onnx", "fp32", "openvino", 0.5),
