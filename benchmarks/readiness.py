@@ -86,16 +86,16 @@ def _engines(profile: Profile) -> Iterator[Check]:
     for target in profile.targets:
         name = _backend(target)
         lacking = backends.missing(name)
-        what, wanted = f"target {target}", f"backend {name}"
+        what = f"target {target}"
         if not lacking and backends.ready(name):
             better = better or target
-            yield Check(what, "ok", wanted, "runs here")
+            yield Check(what, "ok", "", f"{name} runs here")
             continue
-        found = f"lacks {' and '.join(lacking)}" if lacking else "finds no device"
+        found = f"{name} lacks {' and '.join(lacking)}" if lacking else f"{name} finds no device"
         if better:
-            yield Check(what, "ok", wanted, f"{found}; not needed beside {better}")
+            yield Check(what, "ok", "", f"{found}; not needed beside {better}")
         else:
-            yield Check(what, "differs", wanted, found, backends.remedy(name))
+            yield Check(what, "differs", "", found, backends.remedy(name) if lacking else "`edgeclip doctor` says why")
 
 
 def _backend(target: Target) -> str:
@@ -116,14 +116,14 @@ def _sensors(profile: Profile, root: Path) -> Iterator[Check]:
 
 
 def _present(what: str, present: bool, absent: str, found: str = "there") -> Check:
-    return Check(what, "ok" if present else "not known", "there", found if present else absent)
+    return Check(what, "ok" if present else "not known", "", found if present else absent)
 
 
 def _energy(root: Path) -> Check:
     with energy.counter(root) as counter:
         if counter is None:
-            return Check("energy", "not known", "a counter", energy.NONE, "a meter at the plug")
-        return Check("energy", "ok", "a counter", counter.name)
+            return Check("energy", "not known", "", energy.NONE, "a meter at the plug")
+        return Check("energy", "ok", "", counter.name)
 
 
 def _mhz(clock: Clock, root: Path) -> float | None:

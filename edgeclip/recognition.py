@@ -27,7 +27,7 @@ class Check:
     """What to do where it differs or is not known."""
 
     def __str__(self) -> str:
-        return f"{self.what}: {self.found}, not {self.wanted}"
+        return f"{self.what}: {self.found}" + (f", not {self.wanted}" if self.wanted else "")
 
 
 def compared(what: str, wanted: object, found: object, *, ok: bool, fix: str = "") -> Check:
@@ -44,7 +44,8 @@ def identity(profile: Profile, board: Board) -> list[Check]:
     ]
     if told.device_tree:
         ok = any(part in name for part in told.device_tree for name in board.device_tree)
-        found = ", ".join(board.device_tree) or "no device tree"
+        shown = board.device_tree[:1] if ok else board.device_tree
+        found = ", ".join(shown) or "no device tree"
         checks.append(compared("device tree", " or ".join(told.device_tree), found, ok=ok))
     if told.features:
         lacking = [feature for feature in told.features if feature not in board.features]

@@ -81,6 +81,21 @@ def test_a_file_of_ones_own_needs_little(tmp_path: Path) -> None:
     )
 
 
+def test_the_example_in_the_documentation_is_a_profile(tmp_path: Path) -> None:
+    page = (Path(__file__).parents[2] / "docs" / "devices.md").read_text()
+    [example] = re.findall(r"```toml\n(.*?)```", page, re.DOTALL)
+    profile = profiles.load(written(tmp_path, example))
+    assert profile.command_for("power mode") == "sudo nvpmodel -m 0"
+    assert profile.clocks[0].max_mhz == 612
+
+
+def test_the_documentation_names_every_profile_that_we_bring() -> None:
+    page = (Path(__file__).parents[2] / "docs" / "devices.md").read_text()
+    named = re.findall(r"^\| `(.*?)…?` \|", page, re.MULTILINE)
+    assert all(any(name.startswith(stem) for stem in named) for name in profiles.names())
+    assert all(any(name.startswith(stem) for name in profiles.names()) for stem in named)
+
+
 @pytest.mark.parametrize(
     ("change", "said"),
     [
@@ -280,7 +295,7 @@ def test_an_engine_that_is_missing_matters_unless_a_preferred_one_is_there(monke
     assert [one.state for one in engines(monkeypatch, "openvino", "onnxruntime")] == ["ok", "ok"]
     only_first = engines(monkeypatch, "openvino")
     assert [one.state for one in only_first] == ["ok", "ok"]
-    assert only_first[1].found == "lacks 'onnxruntime'; not needed beside openvino"
+    assert only_first[1].found == "onnxruntime lacks 'onnxruntime'; not needed beside openvino"
     only_second = engines(monkeypatch, "onnxruntime")
     assert [one.state for one in only_second] == ["differs", "ok"]
     assert only_second[0].fix == "pip install 'edgeclip[openvino]'"
