@@ -204,5 +204,5 @@ def test_a_record_from_before_profiles_is_read() -> None:
 
 def test_a_profile_of_another_device_is_refused_before_anything_is_timed(capsys: Any) -> None:
     other = "mac-apple-silicon" if board.read().system == "Linux" else "raspberry-pi-5"
-    assert main(["bench", "--profile", other]) == 5
+    assert main(["bench", "--quick", "--scenario", "multi-stream", "--profile", other]) == 5
     assert f"this machine is not {other}" in capsys.readouterr().err
