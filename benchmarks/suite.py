@@ -20,6 +20,7 @@ from edgeclip.benchmarks.verdict import margin_of
 from edgeclip.benchmarks.workers import COMMAND, Worker
 from edgeclip.bundle import Bundle
 from edgeclip.errors import EdgeClipError
+from edgeclip.profiles import Profile
 
 Say = Callable[[str], None]
 FREE_SHARE = 0.7
@@ -134,6 +135,8 @@ class Suite:
     commands: Mapping[str, Sequence[str]] = field(default_factory=dict)
     memory_mb: float | None = None
     """For all processes together; None is what is free."""
+    profile: Profile | None = None
+    """Of the device, which the record names."""
     groups: list[Group] = field(default_factory=list)
     failed: dict[str, EdgeClipError] = field(default_factory=dict)
     canary_ms: list[float] = field(default_factory=list)

@@ -10,15 +10,8 @@ from importlib import metadata
 from pathlib import Path
 
 from edgeclip import cache
+from edgeclip.cpuinfo import CPUINFO, field, instruction_sets
 from edgeclip.cpus import available_cpus
-
-CPUINFO = Path("/proc/cpuinfo")
-FLAGS = (
-    *("avx2", "f16c", "avx512f", "avx512_vnni", "avx512_bf16", "avx512_fp16", "avx_vnni", "avx_vnni_int8"),
-    *("amx_tile", "amx_int8", "amx_bf16", "amx_fp16"),
-    *("asimd", "asimdhp", "asimddp", "i8mm", "bf16", "sve", "sve2"),
-)
-"""Instruction sets that change the speed of matrix products, by Linux's names."""
 
 
 def facts() -> dict[str, str]:
@@ -36,14 +29,8 @@ def facts() -> dict[str, str]:
 def cpu_model(cpuinfo: Path = CPUINFO) -> str:
     """The CPU's name."""
     names = ("model name", "Model", "Hardware")
-    found = next((value for key in names if (value := _field(cpuinfo, key))), "")
+    found = next((value for key in names if (value := field(cpuinfo, key))), "")
     return found or _apple_cpu() or platform.processor() or "not known"
-
-
-def instruction_sets(cpuinfo: Path = CPUINFO) -> list[str]:
-    """Those of `FLAGS` that the CPU has."""
-    found = set((_field(cpuinfo, "flags") or _field(cpuinfo, "Features")).split())
-    return [flag for flag in FLAGS if flag in found]
 
 
 def cache_state() -> str:
@@ -63,15 +50,6 @@ def version_of(distribution: str) -> str | None:
         return metadata.version(distribution)
     except metadata.PackageNotFoundError:
         return None
-
-
-def _field(cpuinfo: Path, key: str) -> str:
-    try:
-        lines = cpuinfo.read_text(errors="replace").splitlines()
-    except OSError:
-        return ""
-    pairs = (line.partition(":") for line in lines)
-    return next((value.strip() for name, _, value in pairs if name.strip() == key), "")
 
 
 def _apple_cpu() -> str:
