@@ -22,7 +22,7 @@ SCHEMA_FILE = Path(__file__).parent / "report.schema.json"
 MAX_BYTES = 64 << 20
 
 Scenario = Literal["single-stream", "multi-stream", "offline", "cold", "sustained"]
-Mode = Literal["standard", "quick"]
+Mode = Literal["standard", "short", "quick"]
 Status = Literal["ok", "below gate", "failed", "skipped"]
 Count = Annotated[int, Meta(ge=0)]
 Digest = Annotated[str, Meta(pattern="^sha256:[0-9a-f]{64}$")]

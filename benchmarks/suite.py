@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from edgeclip.benchmarks import cold, energy, environment, timing
 from edgeclip.benchmarks.cold import Child
@@ -16,7 +16,7 @@ from edgeclip.benchmarks.rows import Row
 from edgeclip.benchmarks.stages import ENCODE, HOST
 from edgeclip.benchmarks.sustained import image_energy, sustain
 from edgeclip.benchmarks.trial import Cell, Pace, Trial
-from edgeclip.benchmarks.verdict import margin_of
+from edgeclip.benchmarks.verdict import TRIALS, margin_of
 from edgeclip.benchmarks.workers import COMMAND, Worker
 from edgeclip.bundle import Bundle
 from edgeclip.errors import EdgeClipError
@@ -53,6 +53,22 @@ class Budget:
     extensions: int
     patience_s: float
     """How long each trial waits for other processes to end."""
+
+    def shortened(self, seconds: float) -> Budget:
+        """The same in another time for each artifact and stage, and in three trials where that is less."""
+        if seconds >= self.seconds:
+            return replace(self, seconds=seconds)
+        share = seconds / self.seconds
+        return replace(
+            self,
+            mode="short",
+            trials=TRIALS,
+            seconds=seconds,
+            host_s=share * self.host_s,
+            offline_s=share * self.offline_s,
+            warmup_s=share * self.warmup_s,
+            window_s=share * self.window_s,
+        )
 
     def pace(self, seconds: float) -> Pace:
         """Of one trial, where all of them take so long."""

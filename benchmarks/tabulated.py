@@ -249,7 +249,11 @@ def _without_empty(table: Table) -> Table:
 
 def remarks(record: Record) -> list[str]:
     """What a reader must know before the numbers."""
-    found = ["Quick: too short to compare by."] if record.config.mode == "quick" else []
+    found = (
+        [f"{record.config.mode.capitalize()}: too short to compare runs by."]
+        if record.config.mode != "standard"
+        else []
+    )
     if record.env.profile and record.env.profile.differs:
         found.append(f"Not set as {record.env.profile.name} says: {'; '.join(record.env.profile.differs)}.")
     if record.flags:

@@ -56,6 +56,9 @@ EAGER = "edgeclip.train.eager:Eager"
     help="May be given again; single-stream, offline and cold by default.",
 )
 @click.option("--quick", is_flag=True, help="Less than a minute for a small model; too short to compare by.")
+@click.option(
+    "--seconds", type=click.IntRange(min=1), help="For each artifact and stage; 60, with five trials. Less: three."
+)
 @click.option("--threads", type=click.IntRange(min=1), help="CPU threads; the profile's, or all that may be used.")
 @click.option(
     "--profile",
@@ -77,6 +80,7 @@ def command(
     precisions: tuple[str, ...],
     scenarios: tuple[Scenario, ...],
     quick: bool,
+    seconds: int | None,
     threads: int | None,
     device_profile: str | None,
     images: Path | None,
@@ -99,7 +103,9 @@ def command(
         publication.check(report)
     scores = scored.read(accuracy) if accuracy else ()
     profile = own_profile(device_profile) if device_profile else None
-    budget = suite.QUICK if quick else suite.STANDARD
+    if quick and seconds:
+        raise UsageError("--quick and --seconds exclude each other")
+    budget = suite.QUICK if quick else suite.STANDARD.shortened(seconds) if seconds else suite.STANDARD
     opened = open_bundles(bundles)
     if embed and len(opened) != 1:
         raise UsageError("--embed takes one bundle", hint="run it once for each")

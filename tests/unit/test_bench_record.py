@@ -123,7 +123,7 @@ def test_a_page_of_failures_alone_can_be_drawn() -> None:
 def test_quick_runs_and_failed_controls_are_remarked_upon() -> None:
     remarks = tabulated.remarks(benching.record(config={"mode": "quick"}))
     assert remarks == [
-        "Quick: too short to compare by.",
+        "Quick: too short to compare runs by.",
         "Nothing is ranked where the control failed: text encode at batch 1.",
     ]
 
