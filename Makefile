@@ -80,11 +80,12 @@ bench-coreml: setup
 bench-selftest: setup
 	$(BIN)/python -m edgeclip.benchmarks.selftest
 
-# ACCURACY names what `edgeclip eval -o FILE` wrote of build/precisions/student.edgeclip.
+# ACCURACY names what `edgeclip eval -o FILE` wrote of build/precisions/student.edgeclip. SECONDS: for each artifact and
+# stage; a minute, by default, makes it an hour and a half.
 bench-report: setup
 	$(if $(EDGECLIP_DATA),,$(error EDGECLIP_DATA names the folder of the data: make bench-report EDGECLIP_DATA=DIR))
 	$(BIN)/python -m edgeclip.benchmarks.student_report --data $(EDGECLIP_DATA) --tokenizer $(MERGES) \
-	  $(if $(ACCURACY),--accuracy $(ACCURACY)) --report docs/reports/student.html
+	  $(if $(ACCURACY),--accuracy $(ACCURACY)) $(if $(SECONDS),--seconds $(SECONDS)) --report docs/reports/student.html
 
 clean:
 	rm -rf $(VENV) build *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis

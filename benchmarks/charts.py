@@ -193,7 +193,7 @@ def throughput(results: Sequence[Result]) -> Chart | None:
 
 
 def forest(record: Record) -> Chart | None:
-    """Ratios of medians to the first artifact's, with their intervals, and the controls."""
+    """Ratios to the first artifact's times, with their intervals, and the controls."""
     lines: list[tuple[str, Estimate, str]] = []
     for (stage, batch), (controls, comparisons) in tabulated.by_cell(record).items():
         if batch == 1 and stage in ("image_encode", "e2e_image"):
@@ -215,7 +215,7 @@ def forest(record: Record) -> Chart | None:
         frame.dot(x(ratio.value), middle, 4, f"fill {kind}", f"{label}: {ratio.value:.3f}, {verdict}")
     return Chart(
         "Differences that can be told from none",
-        f"Ratios of medians of the same rounds, with 95 % intervals. Within the band of {100 * margin:g} % there is no "
+        f"Ratios within the same rounds, with 95 % intervals. Within the band of {100 * margin:g} % there is no "
         "difference; the control is a second process of the first artifact.",
         frame.render("ratios to the first artifact"),
         (("s1", "faster"), ("s5", "slower"), ("weak", "equal or undecided"), ("plain", "control")),

@@ -1,8 +1,8 @@
 """Which contender is best for a goal: what is too slow, what cannot be told apart, and what decides then.
 
-Nothing here measures. A winner needs an interval of its own, a control that passed, and a difference that is larger than
-the control leaves in doubt. Where that is not so, contenders are taken for equal, and the smaller loss decides, then the
-fewer threads, then the smaller size.
+Nothing here measures. A winner needs an interval of its own, a control that passed, and a difference that is larger
+than the control leaves in doubt. Where that is not so, contenders are taken for equal, and the smaller loss decides,
+then the fewer threads, then the smaller size.
 """
 
 from __future__ import annotations

@@ -6,17 +6,19 @@ import hashlib
 import os
 from pathlib import Path
 
-from edgeclip import backends
-from edgeclip.benchmarks import environment
+from edgeclip import backends, board
+from edgeclip.benchmarks import environment, readiness
 from edgeclip.benchmarks.conditions import Device
-from edgeclip.benchmarks.record import Environment
+from edgeclip.benchmarks.record import Environment, Profiled
 from edgeclip.cpus import available_cpus
+from edgeclip.profiles import Profile
+from edgeclip.recognition import others
 
 ENGINES = ("onnxruntime", "openvino", "tensorrt", "tensorrt-rtx", "coremltools", "torch")
 
 
-def describe(device: Device = Device()) -> Environment:  # noqa: B008 (frozen)
-    """This machine, now."""
+def describe(device: Device = Device(), profile: Profile | None = None) -> Environment:  # noqa: B008 (frozen)
+    """This machine, now, beside its profile."""
     found = environment.describe(available_cpus())
     power, gpus = device.power(), _gpus()
     packages = {name: version for name, version in found["packages"].items() if version}
@@ -36,7 +38,14 @@ def describe(device: Device = Device()) -> Environment:  # noqa: B008 (frozen)
         power=power,
         packages=packages,
         variables=found["variables"],
+        profile=_profiled(profile, device) if profile else None,
     )
+
+
+def _profiled(profile: Profile, device: Device) -> Profiled:
+    differing = others(readiness.settings(profile, board.read(device.root), device))
+    clocks = readiness.clocks_mhz(profile, device.root)
+    return Profiled(name=profile.name, differs=tuple(map(str, differing)), clocks_mhz=clocks)
 
 
 def _gpus() -> tuple[str, ...]:

@@ -115,13 +115,13 @@ def counter(root: Path = ROOT) -> Iterator[Counter | None]:
 
 
 def _first(root: Path) -> Counter | None:
-    rails = _rails(root)
+    found = rails(root)
     zones = [zone for zone in sorted(root.glob("sys/class/powercap/*-rapl:*")) if zone.name.count(":") == 1]
     with suppress(OSError, ValueError):
-        if TOTAL_RAIL in rails:
-            return Rails(f"rail {TOTAL_RAIL}", [rails[TOTAL_RAIL]])
-        if rails:
-            return Rails(f"rails {', '.join(sorted(rails))}", list(rails.values()))
+        if TOTAL_RAIL in found:
+            return Rails(f"rail {TOTAL_RAIL}", [found[TOTAL_RAIL]])
+        if found:
+            return Rails(f"rails {', '.join(sorted(found))}", list(found.values()))
     if conditions.nvml_present():
         import pynvml
 
@@ -132,7 +132,8 @@ def _first(root: Path) -> Counter | None:
     return None
 
 
-def _rails(root: Path) -> dict[str, tuple[Path, Path]]:
+def rails(root: Path) -> dict[str, tuple[Path, Path]]:
+    """Label -> files of millivolts and of milliamperes, of the sensors (INA3221) that a Jetson has."""
     found = {}
     for label in root.glob("sys/bus/i2c/drivers/ina3221/*/hwmon/hwmon*/in*_label"):
         number = label.name.removeprefix("in").removesuffix("_label")

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from edgeclip.cli import machine
+from edgeclip.cpuinfo import instruction_sets
 from edgeclip.cpus import available_cpus
 
 PACKAGES = (
@@ -32,7 +33,7 @@ def describe(threads: int) -> dict[str, Any]:
     return {
         "cpu": {
             "model": machine.cpu_model(),
-            "isa": machine.instruction_sets(),
+            "isa": instruction_sets(),
             "cores": os.cpu_count(),
             "usable": available_cpus(),
         },

@@ -49,7 +49,7 @@ def record_of(suite: Suite, accuracy: Mapping[str, Sequence[Accuracy]] | None = 
         schema=SCHEMA,
         created=datetime.now(timezone.utc).strftime("%Y-%m-%dT%H:%M:%SZ"),
         tool=f"edgeclip {__version__}",
-        env=device.describe(),
+        env=device.describe(profile=suite.profile),
         config=_config(suite),
         bundles=tuple(_described(suite, name, bundle) for name, bundle in suite.bundles.items()),
         results=tuple(_result(suite, row, (accuracy or {}).get(row.label, ())) for row in suite.rows),

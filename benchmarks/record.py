@@ -22,7 +22,7 @@ SCHEMA_FILE = Path(__file__).parent / "report.schema.json"
 MAX_BYTES = 64 << 20
 
 Scenario = Literal["single-stream", "multi-stream", "offline", "cold", "sustained"]
-Mode = Literal["standard", "quick"]
+Mode = Literal["standard", "short", "quick"]
 Status = Literal["ok", "below gate", "failed", "skipped"]
 Count = Annotated[int, Meta(ge=0)]
 Digest = Annotated[str, Meta(pattern="^sha256:[0-9a-f]{64}$")]
@@ -253,6 +253,16 @@ class Power(Struct, frozen=True):
     celsius: float | None
 
 
+class Profiled(Struct, frozen=True):
+    """The device profile that the run was set up by."""
+
+    name: str
+    differs: tuple[str, ...] = ()
+    """Which of the device's settings were not as the profile says, just after the run."""
+    clocks_mhz: dict[str, float] = {}
+    """Those that could be read, just after the run."""
+
+
 class Environment(Struct, frozen=True):
     """What was measured on."""
 
@@ -271,6 +281,7 @@ class Environment(Struct, frozen=True):
     packages: dict[str, str]
     variables: dict[str, str]
     """Those that change how fast numeric libraries are."""
+    profile: Profiled | None = None
 
 
 class Record(Struct, frozen=True):

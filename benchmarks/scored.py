@@ -7,62 +7,29 @@ from pathlib import Path
 
 import msgspec
 
+from edgeclip.benchmarks.accuracy_rows import AccuracyRow, Evaluation
 from edgeclip.benchmarks.record import Accuracy
 from edgeclip.benchmarks.rows import Row
 from edgeclip.bundle import Bundle
 from edgeclip.errors import UsageError
-from edgeclip.manifest import Compute
 
 TOP1 = "top1"
 
 
-class Subject(msgspec.Struct, frozen=True):
-    """The artifact that was scored."""
-
-    bundle: str
-    """Digest, `sha256:…`."""
-    target: str
-    precision: str
-    backend: str
-    compute: Compute = "f32"
-
-
-class Score(msgspec.Struct, frozen=True):
-    """One number."""
-
-    subject: Subject
-    suite: str
-    data: str
-    metric: str
-    value: float
-    low: float
-    high: float
-    n: int
-    group: str = ""
-    """Of people, where a rate is of one group; "" where it is of all."""
-    drop_pt: float | None = None
-
-
-class Scores(msgspec.Struct, frozen=True):
-    """What is read of a document; it may have more."""
-
-    rows: tuple[Score, ...]
-
-
-def read(path: Path) -> tuple[Score, ...]:
+def read(path: Path) -> tuple[AccuracyRow, ...]:
     """
     Raises:
         UsageError: it cannot be read, or is none of `edgeclip eval`.
     """
     try:
-        return msgspec.json.decode(path.read_bytes(), type=Scores).rows
+        return msgspec.json.decode(path.read_bytes(), type=Evaluation).rows
     except OSError as exc:
         raise UsageError(f"{path}: cannot be read: {exc.strerror or exc}") from exc
     except msgspec.DecodeError as exc:
         raise UsageError(f"{path}: not what `edgeclip eval --json` writes: {exc}") from exc
 
 
-def of(scores: Sequence[Score], row: Row, bundle: Bundle) -> tuple[Accuracy, ...]:
+def of(scores: Sequence[AccuracyRow], row: Row, bundle: Bundle) -> tuple[Accuracy, ...]:
     """Those of an artifact. Where its own backend was not scored, another's scores of the same files stand for it."""
     wanted = bundle.digest, row.target, row.precision, "f32", ""
     same = [one for one in scores if _key(one) == wanted]
@@ -84,6 +51,6 @@ def of(scores: Sequence[Score], row: Row, bundle: Bundle) -> tuple[Accuracy, ...
     )
 
 
-def _key(score: Score) -> tuple[str, str, str, str, str]:
+def _key(score: AccuracyRow) -> tuple[str, str, str, str, str]:
     of = score.subject
     return of.bundle, of.target, of.precision, of.compute, score.group

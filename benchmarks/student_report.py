@@ -23,7 +23,17 @@ SCENARIOS = ("single-stream", "multi-stream", "offline", "cold")
 @click.option("--accuracy", type=click.Path(path_type=Path), help="What `edgeclip eval -o` wrote of that bundle.")
 @click.option("--report", type=click.Path(path_type=Path), required=True, help="FILE.html; .md and .json beside it.")
 @click.option("--quick", is_flag=True, help="Not comparable.")
-def main(data: Path, tokenizer: Path, work: Path, keep: bool, accuracy: Path | None, report: Path, quick: bool) -> None:
+@click.option("--seconds", type=click.IntRange(min=1), help="For each artifact and stage; 60 by default.")
+def main(
+    data: Path,
+    tokenizer: Path,
+    work: Path,
+    keep: bool,
+    accuracy: Path | None,
+    report: Path,
+    quick: bool,
+    seconds: int | None,
+) -> None:
     """Make the bundle with all that the built-in model can be exported to, where it is not there, and time it."""
     try:
         bundle = Workshop(work, data, tokenizer, Progress(), keep).student().bundle
@@ -32,6 +42,7 @@ def main(data: Path, tokenizer: Path, work: Path, keep: bool, accuracy: Path | N
     arguments = ["bench", str(bundle), "--report", str(report)]
     arguments += [word for name in SCENARIOS for word in ("--scenario", name)]
     arguments += ["--quick"] if quick else []
+    arguments += ["--seconds", str(seconds)] if seconds else []
     arguments += ["--accuracy", str(accuracy)] if accuracy else []
     sys.exit(edgeclip(arguments))
 

@@ -115,7 +115,7 @@ class Workshop:
 
     def _measured(self, key: str, precision: Precision) -> list[str]:
         """What a precision is calibrated on, and how much of top-1 it may lose."""
-        calibration = [] if precision == "w8a16" else ["--calib", str(self.data / CALIBRATED_ON)]
+        calibration = ["--calib", str(self.data / CALIBRATED_ON)]
         if key == "b32":
             return calibration
         budget = ["--max-drop", str(MAX_DROP_PT)] if precision != "w4a16" else []

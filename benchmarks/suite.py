@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from edgeclip.benchmarks import cold, energy, environment, timing
 from edgeclip.benchmarks.cold import Child
@@ -16,10 +16,11 @@ from edgeclip.benchmarks.rows import Row
 from edgeclip.benchmarks.stages import ENCODE, HOST
 from edgeclip.benchmarks.sustained import image_energy, sustain
 from edgeclip.benchmarks.trial import Cell, Pace, Trial
-from edgeclip.benchmarks.verdict import margin_of
+from edgeclip.benchmarks.verdict import TRIALS, margin_of
 from edgeclip.benchmarks.workers import COMMAND, Worker
 from edgeclip.bundle import Bundle
 from edgeclip.errors import EdgeClipError
+from edgeclip.profiles import Profile
 
 Say = Callable[[str], None]
 FREE_SHARE = 0.7
@@ -52,6 +53,22 @@ class Budget:
     extensions: int
     patience_s: float
     """How long each trial waits for other processes to end."""
+
+    def shortened(self, seconds: float) -> Budget:
+        """The same in another time for each artifact and stage, and in three trials where that is less."""
+        if seconds >= self.seconds:
+            return replace(self, seconds=seconds)
+        share = seconds / self.seconds
+        return replace(
+            self,
+            mode="short",
+            trials=TRIALS,
+            seconds=seconds,
+            host_s=share * self.host_s,
+            offline_s=share * self.offline_s,
+            warmup_s=share * self.warmup_s,
+            window_s=share * self.window_s,
+        )
 
     def pace(self, seconds: float) -> Pace:
         """Of one trial, where all of them take so long."""
@@ -134,6 +151,8 @@ class Suite:
     commands: Mapping[str, Sequence[str]] = field(default_factory=dict)
     memory_mb: float | None = None
     """For all processes together; None is what is free."""
+    profile: Profile | None = None
+    """Of the device, which the record names."""
     groups: list[Group] = field(default_factory=list)
     failed: dict[str, EdgeClipError] = field(default_factory=dict)
     canary_ms: list[float] = field(default_factory=list)

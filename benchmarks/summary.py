@@ -12,7 +12,7 @@ from edgeclip.benchmarks.percentiles import Values
 from edgeclip.benchmarks.record import Comparison, Control, Stage, Throughput, Warmup
 from edgeclip.benchmarks.timing import Estimate, Samples
 from edgeclip.benchmarks.trial import CONTROL, Cell, Rounds, Trial, medians
-from edgeclip.benchmarks.verdict import is_good, margin_of, verdict
+from edgeclip.benchmarks.verdict import margin_of, passes, verdict
 from edgeclip.manifest import Tower
 
 NOISY = 0.05
@@ -78,7 +78,7 @@ class Cells:
         if CONTROL not in self.labels or {one.controlled for one in self.trials} != {self.labels[0]}:
             return None
         ratio = self._ratio(CONTROL, self.labels[0])
-        return Control(stage=self.cell[0], batch=self.cell[1], ratio=ratio, passed=is_good(ratio, self.margin))
+        return Control(stage=self.cell[0], batch=self.cell[1], ratio=ratio, passed=passes(ratio, self.margin))
 
     def comparisons(self) -> Iterator[Comparison]:
         """Each artifact and the first."""
@@ -120,7 +120,7 @@ class Cells:
 
     def _ratio(self, label: str, first: str) -> Estimate:
         samples, trials = self._medians(label)
-        return timing.ratio(samples, self._medians(first)[0], trials=trials)
+        return timing.paired_ratio(samples, self._medians(first)[0], trials=trials)
 
     def _warmup(self, label: str) -> Warmup:
         found = [trial.warmth[self.cell][label] for trial in self.trials]

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from edgeclip.benchmarks.record import Comparison, Control, Record, Result, Stage
+from edgeclip.benchmarks.record import Comparison, Control, Profiled, Record, Result, Stage
 from edgeclip.benchmarks.report import Table, interval, number
 from edgeclip.benchmarks.scored import TOP1
 from edgeclip.benchmarks.timing import Estimate
@@ -86,6 +86,7 @@ def environment(record: Record) -> list[tuple[str, str]]:
         "system": f"{env.os}, {env.python}" + (", in a container" if env.container else ""),
         "power": f"mode {env.power.mode}, governor {env.power.governor}"
         + (", on battery" if env.power.battery else ""),
+        "profile": _profiled(env.profile) if env.profile else "",
         "packages": ", ".join(f"{name} {version}" for name, version in env.packages.items()),
         "variables": ", ".join(f"{name}={value}" for name, value in env.variables.items()) or "none that matter",
         "fingerprint": env.fingerprint,
@@ -96,6 +97,10 @@ def environment(record: Record) -> list[tuple[str, str]]:
         "measured": f"{record.created} by {record.tool}",
     }
     return [(name, value) for name, value in facts.items() if value]
+
+
+def _profiled(profile: Profiled) -> str:
+    return "; ".join([profile.name, *(f"{name} clock {mhz:.0f} MHz" for name, mhz in profile.clocks_mhz.items())])
 
 
 def named(stage: str) -> str:
@@ -244,7 +249,13 @@ def _without_empty(table: Table) -> Table:
 
 def remarks(record: Record) -> list[str]:
     """What a reader must know before the numbers."""
-    found = ["Quick: too short to compare by."] if record.config.mode == "quick" else []
+    found = (
+        [f"{record.config.mode.capitalize()}: too short to compare runs by."]
+        if record.config.mode != "standard"
+        else []
+    )
+    if record.env.profile and record.env.profile.differs:
+        found.append(f"Not set as {record.env.profile.name} says: {'; '.join(record.env.profile.differs)}.")
     if record.flags:
         found.append(f"Flags of the run: {'; '.join(record.flags)}.")
     failed = [one for one in record.controls if not one.passed]

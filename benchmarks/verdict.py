@@ -1,4 +1,4 @@
-"""What the ratio of two medians allows to be said."""
+"""What the ratio of two times allows to be said."""
 
 from __future__ import annotations
 
@@ -21,24 +21,30 @@ def margin_of(trials: int) -> float:
     return MARGIN if trials >= TRIALS else COARSE_MARGIN
 
 
-def is_good(control: Estimate, margin: float) -> bool:
-    """Whether a program is known to be as fast as itself."""
-    return control.inside(1 - margin, 1 + margin)
+def passes(control: Estimate, margin: float) -> bool:
+    """Whether a program may be as fast as itself: it fails where a difference beyond the margin is certain."""
+    return control.low <= 1 + margin and control.high >= 1 - margin
+
+
+def doubt(control: Estimate, margin: float) -> float:
+    """The largest difference that two processes of one program may have had here; the margin at least."""
+    return max(margin, control.high - 1, 1 - control.low)
 
 
 def verdict(ratio: Estimate, control: Estimate | None, margin: float) -> Verdict:
     """Judge b by its time as a share of a's.
 
     Args:
-        ratio: median(b) / median(a).
+        ratio: of b's time to a's.
         control: the same of a and a second process of a; None where none was measured, which decides nothing.
     """
-    if control is None or not is_good(control, margin):
+    if control is None or not passes(control, margin):
         return "undecided (noisy)"
     if ratio.inside(1 - margin, 1 + margin):
         return "equal"
-    if ratio.high < 1 and ratio.value <= 1 - margin:
+    least = doubt(control, margin)
+    if ratio.high < 1 and ratio.value <= 1 - least:
         return "faster"
-    if ratio.low > 1 and ratio.value >= 1 + margin:
+    if ratio.low > 1 and ratio.value >= 1 + least:
         return "slower"
     return "undecided"

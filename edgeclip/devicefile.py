@@ -17,7 +17,8 @@ import msgspec
 from msgspec import Meta
 
 from edgeclip import backends
-from edgeclip.cpus import available_cpus, cpu_model
+from edgeclip.cpuinfo import cpu_model
+from edgeclip.cpus import available_cpus
 from edgeclip.errors import DeviceFileError
 from edgeclip.manifest import Compute, Name, PositiveInt, Precision, Struct, Target
 

@@ -16,15 +16,12 @@ from typing import Any, cast
 import numpy as np
 
 from edgeclip.backends.ov_library import ov
-from edgeclip.quantize import ir_attention, ir_graph, ir_patches
+from edgeclip.quantize import correction, ir_attention, ir_graph, ir_patches
 from edgeclip.quantize.groups import GROUP
 from edgeclip.quantize.ir_convolutions import compress_convolutions, keep_sums, kernels
 from edgeclip.quantize.ir_learned import apply_scales
 from edgeclip.quantize.scales import FILE as SCALES
 from edgeclip.quantize.scales import Learned
-
-SAMPLES_OF_CORRECTION = 64
-"""As many as 4-bit weights are corrected on."""
 
 
 def _nncf() -> Any:
@@ -117,10 +114,10 @@ def _w8a16(model: Any, options: dict[str, Any], samples: Any) -> Any:
 
 def _w4a16(model: Any, options: dict[str, Any], samples: Any) -> Any:
     """Weights int4, one scale a group; the token table too. With samples, GPTQ corrects the rounding."""
-    correction: dict[str, Any] = {}
+    corrected: dict[str, Any] = {}
     if samples is not None:
-        samples = samples[:SAMPLES_OF_CORRECTION]
-        correction = {"dataset": _dataset(samples), "subset_size": len(samples), "gptq": True}
+        samples = samples[: correction.SAMPLES]
+        corrected = {"dataset": _dataset(samples), "subset_size": len(samples), "gptq": True}
     compress_convolutions(model, options["keep"], GROUP, samples)
     ir_graph.turn_weights(model)
     fallback = nncf.GroupSizeFallbackMode.ADJUST
@@ -133,7 +130,7 @@ def _w4a16(model: Any, options: dict[str, Any], samples: Any) -> Any:
         backup_mode=nncf.BackupMode.INT8_SYM,
         ignored_scope=_scope(model, options),
         advanced_parameters=nncf.AdvancedCompressionParameters(group_size_fallback_mode=fallback),
-        **correction,
+        **corrected,
     )
 
 

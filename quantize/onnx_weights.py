@@ -11,13 +11,14 @@ as they are. Only the token table's codes stay codes in either: rows are looked 
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from edgeclip.quantize import graphs, layers
+from edgeclip.quantize import correction, graphs, hessians, layers
 from edgeclip.quantize.graphs import Array
 from edgeclip.quantize.made import Made
 from edgeclip.quantize.sums import round_windows
@@ -28,14 +29,20 @@ WINDOWS = 4
 """Axes of a convolution's weight."""
 LARGEST = 127
 """Codes lie in [-127, 127], so that the range is symmetric."""
+Codes = NDArray[np.int8]
+Corrected = Mapping[tuple[str, int], Codes]
+"""Codes of weights, by name and axis of the output channels."""
+_NOTHING: Corrected = MappingProxyType({})
 
 
-def quantize_onnx_weights(model: bytes, *, keep: frozenset[str] = frozenset()) -> Made:
+def quantize_onnx_weights(model: bytes, *, keep: frozenset[str] = frozenset(), samples: Array | None = None) -> Made:
     """Store the weights of convolutions and matrix products, and the token table, as int8 (`w8a16`).
 
     Args:
         model: fp32, as `edgeclip.export` or `widen` makes it.
         keep: names of layers whose weights stay as they are.
+        samples: inputs of the tower, uint8 [N, S, S, 3] or int32 [N, C]; on the first 64 of them the rounding is
+            corrected, which takes minutes for a large tower.
 
     Returns:
         `{tower}.onnx`, self-contained, the same bytes each time; a quarter of the size.
@@ -49,22 +56,43 @@ def quantize_onnx_weights(model: bytes, *, keep: frozenset[str] = frozenset()) -
     parsed = graphs.parse(model)
     layers.check_kept(keep, layers.layers_of(parsed.graph))
     layers.check_finite_in(parsed.graph)
-    store_weights(parsed.graph, keep)
+    corrected = _NOTHING if samples is None else _correct(model, parsed.graph, keep, samples)
+    store_weights(parsed.graph, keep, corrected)
     store_table(parsed.graph)
     return Made({graphs.file_name(parsed): graphs.serialize(parsed)}, layers.stored_as_integers(parsed.graph))
 
 
-def store_weights(graph: Any, keep: frozenset[str]) -> None:
-    """Replace the float weights of the layers that are not kept. Changes the graph."""
+def _correct(model: bytes, graph: Any, keep: frozenset[str], samples: Array) -> Corrected:
+    """The codes of the layers that are not kept, each rounded for the inputs that it has in the fp32 model."""
+    weights = {t.name: t for t in graph.initializer}
+    nodes = {n.name: n for n in graph.node if _is_stored(n, keep, weights)}
+    found: dict[tuple[str, int], Codes] = {}
+    for name, hessian in hessians.measure(model, list(nodes), samples[: correction.SAMPLES]):
+        weight = nodes[name].input[1]
+        values = graphs.to_array(weights[weight])
+        axis = layers.output_axis(nodes[name], values.ndim)
+        moved = np.moveaxis(values, axis, 0)
+        scales = scales_of(values, axis).reshape(-1)
+        rows = correction.round_rows(moved.reshape(len(moved), -1), scales, hessian, LARGEST)
+        found[weight, axis] = np.ascontiguousarray(np.moveaxis(rows.reshape(moved.shape), 0, axis))
+    return found
+
+
+def store_weights(graph: Any, keep: frozenset[str], corrected: Corrected = _NOTHING) -> None:
+    """Replace the float weights of the layers that are not kept. Changes the graph.
+
+    Args:
+        corrected: codes that are better than the nearest integers.
+    """
     weights = {t.name: t for t in graph.initializer}
     nodes: list[Any] = []
     stored: dict[tuple[str, int], str] = {}
     for node in graph.node:
-        if node.op_type in layers.OPS and node.name not in keep and _worth_it(weights.get(node.input[1])):
+        if _is_stored(node, keep, weights):
             name, axis = node.input[1], layers.output_axis(node, len(weights[node.input[1]].dims))
             if (name, axis) not in stored:
                 stored[name, axis] = f"{name}.float{axis}"
-                codes, scales = _add(graph, weights[name], axis)
+                codes, scales = _add(graph, weights[name], axis, corrected.get((name, axis)))
                 nodes += _to_float(codes, scales, stored[name, axis])
             node.input[1] = stored[name, axis]
         nodes.append(node)
@@ -96,13 +124,19 @@ def to_integers(weight: Array, axis: int, largest: int = LARGEST) -> tuple[NDArr
     Returns:
         int8 of the weight's shape, and float32 that broadcasts against it.
     """
-    others = tuple(i for i in range(weight.ndim) if i != axis)
-    scales = (np.abs(weight).max(axis=others, keepdims=True) / largest).astype(np.float32)
-    scales[scales < np.finfo(np.float32).tiny] = 1.0  # a channel of zeros, or as good as zeros
+    scales = scales_of(weight, axis, largest)
     steps = weight / scales
     if weight.ndim == WINDOWS and axis == 0:
         return round_windows(steps, -largest, largest), scales
     return np.clip(np.rint(steps), -largest, largest).astype(np.int8), scales
+
+
+def scales_of(weight: Array, axis: int, largest: int = LARGEST) -> NDArray[np.float32]:
+    """One for each output channel, so that its largest weight has the largest code; broadcast against the weight."""
+    others = tuple(i for i in range(weight.ndim) if i != axis)
+    scales: NDArray[np.float32] = (np.abs(weight).max(axis=others, keepdims=True) / largest).astype(np.float32)
+    scales[scales < np.finfo(np.float32).tiny] = 1.0  # a channel of zeros, or as good as zeros
+    return scales
 
 
 def settle(graph: Any, names: Collection[str]) -> None:
@@ -119,6 +153,11 @@ def settle(graph: Any, names: Collection[str]) -> None:
             tensor.CopyFrom(onnx.numpy_helper.from_array(codes * scales, tensor.name))
 
 
+def _is_stored(node: Any, keep: frozenset[str], weights: Mapping[str, Any]) -> bool:
+    """Whether it is a layer whose weight becomes integers."""
+    return node.op_type in layers.OPS and node.name not in keep and _worth_it(weights.get(node.input[1]))
+
+
 def _worth_it(tensor: Any) -> bool:
     import onnx
 
@@ -129,13 +168,14 @@ def _axis(gather: Any) -> int:
     return next((a.i for a in gather.attribute if a.name == "axis"), 0)
 
 
-def _add(graph: Any, tensor: Any, axis: int) -> tuple[str, str]:
+def _add(graph: Any, tensor: Any, axis: int, corrected: Codes | None = None) -> tuple[str, str]:
     """Add a weight's codes and scales to the initializers, once; returns their names."""
     import onnx
 
     names = f"{tensor.name}.int8.{axis}", f"{tensor.name}.scale.{axis}"
     if names[0] not in {t.name for t in graph.initializer}:
-        for name, values in zip(names, to_integers(graphs.to_array(tensor), axis), strict=True):
+        codes, scales = to_integers(graphs.to_array(tensor), axis)
+        for name, values in zip(names, (codes if corrected is None else corrected, scales), strict=True):
             graph.initializer.append(onnx.numpy_helper.from_array(values, name))
     return names
 

@@ -35,8 +35,8 @@ def produce(
 
     Args:
         model: its fp32 ONNX.
-        samples: what its activations are measured on, uint8 [N, S, S, 3] or int32 [N, C]. 8-bit weights alone need
-            none; the rounding of 4-bit ones is corrected on them where there are any.
+        samples: what its activations are measured on, uint8 [N, S, S, 3] or int32 [N, C]. Weights alone need
+            none; their rounding is corrected on them where there are any.
         keep: layers that stay in floating point.
         package: for target coreml, the files of its half-precision Core ML package.
 
@@ -61,7 +61,7 @@ def produce(
         return quantize_ir_weights(model, tower, bits=bits, keep=keep, samples=samples if bits == 4 else None)
     from edgeclip.quantize.onnx_weights import quantize_onnx_weights
 
-    return quantize_onnx_weights(model, keep=keep)
+    return quantize_onnx_weights(model, keep=keep, samples=samples)
 
 
 def _with_activations(model: bytes, tower: Tower, target: Target, samples: Array, keep: frozenset[str]) -> Made:

@@ -20,6 +20,9 @@ SCHEMES: dict[Target, tuple[Precision, ...]] = {
 """What can be made. Activations are asymmetric uint8 where the engine takes that (onnx, openvino), symmetric int8 with
 zero point 0 for tensorrt and coreml. Weights are symmetric int8 everywhere."""
 
+CORRECTED: set[tuple[Target, Precision]] = {("onnx", "w8a16"), ("openvino", "w4a16")}
+"""Weights whose rounding makes up for itself, where there is data to do that on."""
+
 
 def is_integer(precision: Precision) -> bool:
     """Whether the precision is made by quantizing."""
@@ -32,8 +35,8 @@ def needs_calibration(precision: Precision) -> bool:
 
 
 def uses_calibration(target: Target, precision: Precision) -> bool:
-    """Whether calibration data changes what is made: OpenVINO's 4-bit weights are corrected on it."""
-    return needs_calibration(precision) or (target == "openvino" and precision == "w4a16")
+    """Whether calibration data changes what is made: the rounding of weights is corrected on it."""
+    return needs_calibration(precision) or (target, precision) in CORRECTED
 
 
 def check(target: Target, precision: Precision) -> None:

@@ -8,7 +8,6 @@ from __future__ import annotations
 import hashlib
 import os
 import re
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -18,13 +17,8 @@ from msgspec import Meta
 
 from edgeclip.errors import UsageError
 from edgeclip.manifest import Rgb
+from edgeclip.strict import in_toml, override, read_toml, refuse_unknown
 from edgeclip.templates import bare
-from edgeclip.train.strict import in_toml, override, refuse_unknown
-
-if sys.version_info >= (3, 11):
-    import tomllib
-else:
-    import tomli as tomllib
 
 RECIPES = Path(__file__).parent / "recipes"
 
@@ -328,12 +322,7 @@ def read_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
         UsageError: it cannot be read; a key is unknown, missing, or its value of another type.
     """
     file = _locate(str(path))
-    try:
-        tables: dict[str, Any] = tomllib.loads(file.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError) as exc:
-        raise UsageError(f"{file}: cannot be read: {exc}") from exc
-    except tomllib.TOMLDecodeError as exc:
-        raise UsageError(f"{file.name}: not TOML: {exc}") from exc
+    tables = read_toml(file)
     for text in overrides:
         override(tables, text)
     return decode(tables, file.name, base=file.parent)

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from edgeclip import board, recognition
 from edgeclip.bundle import Bundle, put_file
 from edgeclip.cli import progress
 from edgeclip.cli.export import asked_precisions, asked_targets
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
     from edgeclip.benchmarks.inputs import Pictures
     from edgeclip.benchmarks.record import Record, Scenario
     from edgeclip.benchmarks.rows import Row
+    from edgeclip.profiles import Profile
 
 SCENARIOS: tuple[Scenario, ...] = ("single-stream", "multi-stream", "offline", "cold", "sustained")
 DEFAULT: tuple[Scenario, ...] = ("single-stream", "offline", "cold")
@@ -39,6 +41,7 @@ EAGER = "edgeclip.train.eager:Eager"
         "edgeclip bench --quick",
         "edgeclip bench b32.edgeclip --report report.html",
         "edgeclip bench b32.edgeclip --target onnx,openvino --precision fp32,w8a8 --scenario single-stream",
+        "edgeclip bench b32.edgeclip --profile jetson-orin-nano-25w --report report.html",
         "edgeclip bench b32.edgeclip --reference ./clip-vit-base-patch32 --accuracy accuracy.json --report report.html",
     ),
 )
@@ -53,7 +56,16 @@ EAGER = "edgeclip.train.eager:Eager"
     help="May be given again; single-stream, offline and cold by default.",
 )
 @click.option("--quick", is_flag=True, help="Less than a minute for a small model; too short to compare by.")
-@click.option("--threads", type=click.IntRange(min=1), help="CPU threads; all that this process may use.")
+@click.option(
+    "--seconds", type=click.IntRange(min=1), help="For each artifact and stage; 60, with five trials. Less: three."
+)
+@click.option("--threads", type=click.IntRange(min=1), help="CPU threads; the profile's, or all that may be used.")
+@click.option(
+    "--profile",
+    "device_profile",
+    metavar="NAME",
+    help="Of this device, as edgeclip doctor --profiles lists them, or FILE.toml, or auto: its threads and batches.",
+)
 @click.option("--images", type=click.Path(path_type=Path), help="A folder of pictures; generated ones by default.")
 @click.option("--reference", type=click.Path(path_type=Path), help="A checkpoint to be timed in PyTorch, too.")
 @click.option("--accuracy", type=click.Path(path_type=Path), help="What `edgeclip eval --json` wrote of these bundles.")
@@ -68,7 +80,9 @@ def command(
     precisions: tuple[str, ...],
     scenarios: tuple[Scenario, ...],
     quick: bool,
+    seconds: int | None,
     threads: int | None,
+    device_profile: str | None,
     images: Path | None,
     reference: Path | None,
     accuracy: Path | None,
@@ -88,6 +102,10 @@ def command(
     if report is not None:
         publication.check(report)
     scores = scored.read(accuracy) if accuracy else ()
+    profile = own_profile(device_profile) if device_profile else None
+    if quick and seconds:
+        raise UsageError("--quick and --seconds exclude each other")
+    budget = suite.QUICK if quick else suite.STANDARD.shortened(seconds) if seconds else suite.STANDARD
     opened = open_bundles(bundles)
     if embed and len(opened) != 1:
         raise UsageError("--embed takes one bundle", hint="run it once for each")
@@ -98,9 +116,10 @@ def command(
             bundles=opened,
             rows=rows,
             scenarios=[one for one in SCENARIOS if one in (scenarios or DEFAULT)],
-            budget=suite.QUICK if quick else suite.STANDARD,
+            budget=replace(budget, batches=profile.batches) if profile else budget,
             pictures=pictures(images, stack),
-            threads=threads or available_cpus(),
+            threads=threads or (profile and profile.threads) or available_cpus(),
+            profile=profile,
             say=begin,
         )
         run.run()
@@ -112,6 +131,19 @@ def command(
     if embed:
         embed_record(output, next(iter(opened.values())), record)
     raise_if_failed(record)
+
+
+def own_profile(name: str) -> Profile:
+    """The profile of this device.
+
+    Raises:
+        UsageError: there is no such profile, or it is damaged.
+        TargetUnavailableError: it is another device's.
+    """
+    here = board.read()
+    profile = recognition.choose(name, here)
+    recognition.refuse_another(profile, here)
+    return profile
 
 
 def open_bundles(paths: Sequence[Path]) -> dict[str, Bundle]:

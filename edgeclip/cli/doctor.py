@@ -7,10 +7,11 @@ from dataclasses import dataclass
 
 import click
 
-from edgeclip.cli import machine, progress
+from edgeclip import board, recognition
+from edgeclip.cli import machine, profile, progress
 from edgeclip.cli.group import Command, examples
 from edgeclip.cli.output import Output
-from edgeclip.errors import EdgeClipError, TargetUnavailableError
+from edgeclip.errors import EdgeClipError, TargetUnavailableError, UsageError
 
 EXTRAS = {
     "export": ("torch", "onnx", "onnxscript"),
@@ -37,19 +38,61 @@ class Report:
     fix: str = ""
 
 
-@click.command(cls=Command, epilog=examples("edgeclip doctor", "edgeclip doctor --json"))
+@click.command(
+    cls=Command,
+    epilog=examples(
+        "edgeclip doctor",
+        "edgeclip doctor --json",
+        "edgeclip doctor --profiles",
+        "edgeclip doctor --profile",
+        "edgeclip doctor --profile jetson-orin-nano-25w",
+        "edgeclip doctor --profile my-board.toml --json",
+    ),
+)
+@click.option(
+    "--profile",
+    "name",
+    metavar="[NAME|FILE.toml|auto]",
+    is_flag=False,
+    flag_value=recognition.AUTO,
+    help="Compare this machine with a device profile; without a name, with the one that fits.",
+)
+@click.option("--profiles", "listed", is_flag=True, help="List the device profiles.")
 @click.pass_obj
-def command(output: Output) -> None:
-    """Show which backends run here, on which devices and in which arithmetic, and what the others need."""
+def command(output: Output, /, name: str | None, listed: bool) -> None:
+    """Show which backends run here, on which devices and in which arithmetic, and what the others need.
+
+    With --profile: whether this machine is a known device, whether it is set as measuring needs, and what to type. The
+    exit code is 5 where it is another device, and 1 where it is set otherwise.
+    """
+    if listed and name:
+        raise UsageError("--profiles lists all; --profile is about one", hint="give one of them")
+    if listed:
+        profile.show_all(output)
+    elif name:
+        profile.examine(output, name)
+    else:
+        show_backends(output)
+
+
+def show_backends(output: Output) -> None:
+    """Print what `doctor` shows of engines and of the machine.
+
+    Raises:
+        TargetUnavailableError: no engine runs here.
+    """
     with progress.steps(output) as begin:
         reports = []
         for name in _backends():
             begin(f"looking at {name}")
             reports.append(examine(name))
-    facts = machine.facts()
+    here = board.read()
+    fitting = recognition.fitting(here)
+    facts = machine.facts() | {"device profile": profile.in_words(here)}
     extras = {name: _extra(name, modules) for name, modules in EXTRAS.items()}
     packages = {name: machine.version_of(name) or "not installed" for name in PACKAGES}
     output.document |= {"backends": reports, "machine": facts, "extras": extras, "packages": packages}
+    output.document["profile"] = fitting.name if fitting else None
     _show_backends(output, reports)
     output.facts("Machine", facts)
     output.facts("Extras", extras)

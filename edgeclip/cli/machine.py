@@ -6,18 +6,11 @@ import platform
 import sys
 import warnings
 from importlib import metadata
-from pathlib import Path
 
 from edgeclip import cache
-from edgeclip.cpus import CPUINFO, available_cpus, cpu_field
-from edgeclip.cpus import cpu_model as cpu_model
-
-FLAGS = (
-    *("avx2", "f16c", "avx512f", "avx512_vnni", "avx512_bf16", "avx512_fp16", "avx_vnni", "avx_vnni_int8"),
-    *("amx_tile", "amx_int8", "amx_bf16", "amx_fp16"),
-    *("asimd", "asimdhp", "asimddp", "i8mm", "bf16", "sve", "sve2"),
-)
-"""Instruction sets that change the speed of matrix products, by Linux's names."""
+from edgeclip.cpuinfo import cpu_model as cpu_model
+from edgeclip.cpuinfo import instruction_sets
+from edgeclip.cpus import available_cpus
 
 
 def facts() -> dict[str, str]:
@@ -30,12 +23,6 @@ def facts() -> dict[str, str]:
         "python": f"{platform.python_version()} ({sys.executable})",
         "cache": cache_state(),
     }
-
-
-def instruction_sets(cpuinfo: Path = CPUINFO) -> list[str]:
-    """Those of `FLAGS` that the CPU has."""
-    found = set((cpu_field("flags", cpuinfo) or cpu_field("Features", cpuinfo)).split())
-    return [flag for flag in FLAGS if flag in found]
 
 
 def cache_state() -> str:

@@ -15,7 +15,7 @@ from edgeclip.cli import tables
 if TYPE_CHECKING:
     from edgeclip.cli.failures import Failure
 
-MARKS = {"ok": "✅", "below gate": "❎", "failed": "❌"}
+MARKS = {"ok": "✅", "below gate": "❎", "failed": "❌", "differs": "❌", "not known": "➖"}
 
 
 class Output:

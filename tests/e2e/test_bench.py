@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from edgeclip.benchmarks import record
+from edgeclip.benchmarks import record, suite
 from edgeclip.benchmarks.inputs import generated
 from edgeclip.benchmarks.rows import rows_of
 from edgeclip.benchmarks.workers import Worker
@@ -76,7 +76,7 @@ def test_the_table_has_a_row_for_each_and_the_remark_that_it_was_quick(run: Path
     text = (run / "stdout").read_text(encoding="utf-8")
     assert "✅ ok" in text and "onnx fp16 on openvino" in text
     assert "control A/A" in text
-    assert "Quick: too short to compare by." in text
+    assert "Quick: too short to compare runs by." in text
 
 
 def test_a_report_is_drawn_again_byte_for_byte(run: Path, tmp_path: Path) -> None:
@@ -166,6 +166,7 @@ def test_an_artifact_that_computes_something_else_is_below_its_gate(tmp_path: Pa
         (("bench", "--target", "openvino"), 2, "no artifact for: openvino"),
         (("bench", "--target", "metal"), 2, "unknown target 'metal'"),
         (("bench", "no.edgeclip"), 3, "no such file"),
+        (("bench", "--quick", "--seconds", "5"), 2, "exclude each other"),
         (("bench", "--report", "r.txt"), 2, "a report is a .html file"),
         (("bench", "--report", "no/r.html"), 2, "does not exist"),
         (("bench", "--accuracy", "no.json"), 2, "cannot be read"),
@@ -182,6 +183,13 @@ def test_what_cannot_be_done_is_said_at_once(arguments: tuple[str, ...], code: i
 
     assert main(arguments) == code
     assert said in capsys.readouterr().err
+
+
+def test_a_shorter_run_is_named_so_and_keeps_what_ranks() -> None:
+    short = suite.STANDARD.shortened(15)
+    assert (short.mode, short.seconds, short.offline_s, short.trials) == ("short", 15, 5, 3)
+    assert short.pace(15).margin == suite.STANDARD.pace(60).margin
+    assert suite.STANDARD.shortened(120).mode == "standard"
 
 
 def test_without_jinja_the_extra_is_named(capsys: Any, monkeypatch: pytest.MonkeyPatch) -> None:

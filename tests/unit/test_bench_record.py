@@ -123,7 +123,7 @@ def test_a_page_of_failures_alone_can_be_drawn() -> None:
 def test_quick_runs_and_failed_controls_are_remarked_upon() -> None:
     remarks = tabulated.remarks(benching.record(config={"mode": "quick"}))
     assert remarks == [
-        "Quick: too short to compare by.",
+        "Quick: too short to compare runs by.",
         "Nothing is ranked where the control failed: text encode at batch 1.",
     ]
 
@@ -230,6 +230,7 @@ def test_scores_find_their_artifacts(tmp_path: Path) -> None:
         json.dumps(
             {
                 "schema": "edgeclip.accuracy/1",
+                "suite": "quick",
                 "rows": [
                     score(bundle.digest, "onnx", "fp32", "onnxruntime", 0.6),
                     score(bundle.digest, "onnx", "fp32", "openvino", 0.5),

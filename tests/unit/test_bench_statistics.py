@@ -94,9 +94,17 @@ def test_a_verdict_follows_from_the_interval(ratio: Estimate, said: str) -> None
     assert verdict(ratio, GOOD, MARGIN) == said
 
 
-@pytest.mark.parametrize("control", [None, Estimate(1.03, 1.025, 1.035), Estimate(1.0, 0.9, 1.1)])
+@pytest.mark.parametrize("control", [None, Estimate(1.03, 1.025, 1.035), Estimate(0.9, 0.85, 0.97)])
 def test_nothing_is_ranked_without_a_control_that_passed(control: Estimate | None) -> None:
     assert verdict(Estimate(0.5, 0.49, 0.51), control, MARGIN) == "undecided (noisy)"
+
+
+@pytest.mark.parametrize(
+    ("ratio", "said"), [(0.96, "undecided"), (0.93, "faster"), (1.04, "undecided"), (1.07, "slower")]
+)
+@pytest.mark.parametrize("control", [Estimate(1.01, 0.98, 1.06), Estimate(0.99, 0.94, 1.02)])
+def test_nothing_is_ranked_by_less_than_equals_may_differ(ratio: float, said: str, control: Estimate) -> None:
+    assert verdict(Estimate(ratio, ratio - 0.01, ratio + 0.01), control, MARGIN) == said
 
 
 def test_few_processes_and_other_runs_cannot_tell_four_percent() -> None:
@@ -115,6 +123,21 @@ def test_fresh_processes_that_differ_widen_the_interval() -> None:
     samples = level * (1 + 0.01 * rng.standard_normal((200, 2)))
     one, five = timing.median(samples), timing.median(samples, trials=5)
     assert five.high - five.low > 2 * (one.high - one.low)
+
+
+def test_a_ratio_within_rounds_is_known_better_where_the_speed_changes_from_round_to_round() -> None:
+    rng = np.random.default_rng(0)
+    speed = np.exp(0.3 * rng.standard_normal((100, 1)))
+    a, b = (each * speed * (1 + 0.02 * rng.standard_normal((100, 2))) for each in (1.1, 1.0))
+    paired, apart = timing.paired_ratio(a, b), timing.ratio(a, b)
+    assert paired.inside(1.09, 1.11)
+    assert paired.high - paired.low < 0.5 * (apart.high - apart.low)
+
+
+def test_a_ratio_within_rounds_is_right_in_95_of_100_cases() -> None:
+    rng = np.random.default_rng(2)
+    found = [timing.paired_ratio(*np.exp(0.1 * rng.standard_normal((2, 40, 2)))) for _ in range(200)]
+    assert np.mean([one.low <= 1 <= one.high for one in found]) >= 0.92
 
 
 def test_calls_settle_when_two_windows_agree() -> None:

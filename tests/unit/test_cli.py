@@ -18,6 +18,7 @@ from edgeclip.cli.failures import describe
 from edgeclip.cli.group import COMMANDS, Command
 from edgeclip.cli.inspect import is_bundle
 from edgeclip.cli.output import Output, to_json
+from edgeclip.cpuinfo import instruction_sets
 from edgeclip.errors import InputError, TextInputError, UsageError
 
 
@@ -261,7 +262,7 @@ def test_a_bundle_is_told_by_its_beginning(tmp_path: Path) -> None:
 def test_the_cpu_is_read_from_what_the_kernel_says(tmp_path: Path) -> None:
     (tmp_path / "cpuinfo").write_text("processor\t: 0\nmodel name\t: Fast CPU 9\nflags\t\t: fpu avx2 avx512_vnni\n")
     assert machine.cpu_model(tmp_path / "cpuinfo") == "Fast CPU 9"
-    assert machine.instruction_sets(tmp_path / "cpuinfo") == ["avx2", "avx512_vnni"]
+    assert instruction_sets(tmp_path / "cpuinfo") == ["avx2", "avx512_vnni"]
 
 
 def test_an_unusable_cache_is_reported_with_its_reason(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import re
 import sys
+from pathlib import Path
 from typing import Annotated, Any, get_args, get_origin
 
 import msgspec
@@ -17,6 +18,20 @@ else:
     import tomli as tomllib
 
 _TOML_TYPES = {"str": "a string", "int": "an integer", "float": "a number", "bool": "true or false"}
+
+
+def read_toml(file: Path) -> dict[str, Any]:
+    """The tables of a TOML file.
+
+    Raises:
+        UsageError: it cannot be read, or is no TOML.
+    """
+    try:
+        return tomllib.loads(file.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError) as exc:
+        raise UsageError(f"{file}: cannot be read: {exc}") from exc
+    except tomllib.TOMLDecodeError as exc:
+        raise UsageError(f"{file.name}: not TOML: {exc}") from exc
 
 
 def override(tables: dict[str, Any], text: str) -> None:
