@@ -126,7 +126,7 @@ class Tuning:
         if not qualified:
             return
         self._time(qualified, SCREENING)
-        if finalists := self._finalists():
+        while self.best is None and (finalists := self._finalists()):
             if not self.quick:
                 self._time(finalists, FINAL)
             self._conclude([one for one in self.contenders if one.label in {each.label for each in finalists}])
@@ -184,7 +184,7 @@ class Tuning:
             commands=self.commands,
         )
         run.run()
-        self.flags = run.flags
+        self.flags = list(dict.fromkeys([*self.flags, *run.flags]))
         figures = run.figures()
         self.contenders = [self._timed(one, run, figures, budget) for one in self.contenders]
 
@@ -199,6 +199,7 @@ class Tuning:
         return choice.finalists(alive, self.goal) if alive else []
 
     def _conclude(self, finalists: Sequence[Contender]) -> None:
+        """Choose among those that are left, if any is; what failed is no finalist again."""
         alive = [one for one in finalists if one.state == "kept"]
         if not alive:
             return

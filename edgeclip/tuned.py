@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
-from edgeclip import devicefile
+from edgeclip import backends, devicefile
 from edgeclip.bundle import Bundle
 from edgeclip.devicefile import REMOVE, DeviceFile
 from edgeclip.errors import DeviceFileError
@@ -46,7 +46,7 @@ def _unlike(file: DeviceFile, bundle: Bundle) -> str:
     """What it was measured of that is not what is here."""
     if file.bundle != bundle.digest:
         return f"it is of another bundle, {file.bundle}"
-    if not _is_known(file.backend):
+    if file.backend not in backends.BACKENDS:
         return f"there is no backend {file.backend}"
     then, now = file.machine, devicefile.machine(file.backend)
     found = [(name, getattr(then, name), getattr(now, name)) for name in then.__struct_fields__]
@@ -54,7 +54,7 @@ def _unlike(file: DeviceFile, bundle: Bundle) -> str:
 
 
 def _taken(request: Request, file: DeviceFile) -> Request:
-    threads = "" if request.threads is None else f" with {file.threads} threads, not the {request.threads} asked for"
+    threads = "" if request.threads is None else f" with threads={file.threads}, where {request.threads} was asked for"
     return replace(
         request,
         backend=file.backend,
@@ -68,16 +68,12 @@ def _taken(request: Request, file: DeviceFile) -> Request:
 
 
 def _require_artifacts(file: DeviceFile, bundle: Bundle, path: Path) -> None:
-    if not bundle.artifacts(target=file.target, precision=file.precision):
+    runs = file.target in backends.entry(file.backend).targets
+    if not runs or not bundle.artifacts(target=file.target, precision=file.precision):
         raise DeviceFileError(
-            f"{path}: names {file.target} {file.precision}, which the bundle does not hold", hint=REMOVE
+            f"{path}: names {file.target} {file.precision} on {file.backend}, which the bundle does not hold",
+            hint=REMOVE,
         )
-
-
-def _is_known(backend: str) -> bool:
-    from edgeclip.backends import BACKENDS
-
-    return backend in BACKENDS
 
 
 def _words(name: str) -> str:

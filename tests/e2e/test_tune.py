@@ -105,7 +105,10 @@ def test_nothing_within_the_budget_is_a_gate_and_writes_nothing(
     assert not list(private_device_files.iterdir())
 
 
-@pytest.mark.parametrize("label", ["onnx fp16 on openvino", "onnx fp16 on openvino, 1 thread"])
+@pytest.mark.parametrize(
+    "label",
+    [pytest.param("onnx fp16 on openvino", marks=pytest.mark.nightly), "onnx fp16 on openvino, 1 thread"],
+)
 def test_one_that_dies_is_a_row_with_its_reason_and_the_rest_is_tuned(label: str, private_device_files: Path) -> None:
     """When it is examined, or when it is timed."""
     code = TINY + CRASHING.replace("LABEL", label)

@@ -51,7 +51,7 @@ def test_threads_that_are_named_win_and_the_rest_holds() -> None:
     tuning.keep(tuning.device_file(backend="openvino"))
     info = chosen(threads=2).info
     assert (info.backend, info.threads, info.batch) == ("openvino", 2, 3)
-    assert "with 1 threads, not the 2 asked for" in info.reason
+    assert "with threads=1, where 2 was asked for" in info.reason
 
 
 @pytest.mark.parametrize(("option", "value"), [("backend", "onnxruntime"), ("precision", "fp16"), ("device", "cpu")])
@@ -162,9 +162,12 @@ def test_one_that_cannot_be_read_is_an_error(private_device_files: Path) -> None
         edgeclip.load()
 
 
-def test_one_that_names_what_the_bundle_lacks_is_an_error() -> None:
-    tuning.keep(tuning.device_file(precision="w8a8"))
-    with pytest.raises(DeviceFileError, match="names onnx w8a8, which the bundle does not hold"):
+@pytest.mark.parametrize("changes", [{"precision": "w8a8"}, {"target": "openvino"}])
+def test_one_that_names_what_the_bundle_lacks_is_an_error(changes: dict[str, Any]) -> None:
+    tuning.keep(tuning.device_file(**changes))
+    with pytest.raises(
+        DeviceFileError, match=r"names (onnx w8a8|openvino fp16) on onnxruntime, which the bundle does not"
+    ):
         edgeclip.load()
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -54,3 +55,28 @@ def test_a_slower_one_takes_longer_and_a_longer_look_too() -> None:
 
     assert seconds(10, SCREENING) < seconds(1000, SCREENING) < seconds(1000, FINAL)
     assert expected_s([], SCREENING) == 0
+
+
+class MadeUp(Tuning):
+    """Measures nothing: `a` is the fastest, and dies in the longer look."""
+
+    def _examine(self) -> None:
+        found = [contender("a", 1), contender("b", 5), contender("c", 5, loss=0.1)]
+        self.contenders = [replace(one, figures=None) for one in found]
+
+    def _time(self, contenders: Sequence[Contender], budget: Budget) -> None:
+        labels = {one.label for one in contenders}
+        self.contenders = [self._made_up(one, budget) if one.label in labels else one for one in self.contenders]
+
+    def _made_up(self, one: Contender, budget: Budget) -> Contender:
+        if one.label == "a" and budget.mode == "standard":
+            return one.marked("failed", "it died")
+        return replace(one, figures=contender("", 1 if one.label == "a" else 5).figures)
+
+
+def test_where_the_only_finalist_dies_the_next_are_looked_at() -> None:
+    found = tuning()
+    made_up = MadeUp(found.bundle, found.rows, found.references, [1], [1], 0.5, "latency")
+    made_up.run()
+    assert made_up.best is not None and made_up.best.contender.label == "b"
+    assert states(made_up.contenders) == ["failed", "chosen", "dominated"]
