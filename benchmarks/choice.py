@@ -82,18 +82,16 @@ def dominating(one: Contender, others: Sequence[Contender]) -> Contender | None:
 
 
 def _dominates(one: Contender, other: Contender) -> bool:
-    """By latency, throughput, loss and size; differences of speed that are in doubt are none."""
+    """Whether it is nowhere worse and certainly better somewhere; differences of speed that are in doubt are none."""
     mine, theirs = _figures(one), _figures(other)
     speeds = [(mine.image_ms, theirs.image_ms), (_inverse(mine.best_per_s), _inverse(theirs.best_per_s))]
     if any(speed.doubt is None for pair in speeds for speed in pair):
         return False
     assert one.loss is not None and other.loss is not None
-    pairs = [(a.of.value, b.of.value, 1 + _doubt(a, b)) for a, b in speeds]
-    pairs += [
-        (max(0.0, one.loss.bound_pt), max(0.0, other.loss.bound_pt), 1.0),
-        (one.size_bytes, other.size_bytes, 1.0),
-    ]
-    return any(b > a * least for a, b, least in pairs) and not any(a > b * least for a, b, least in pairs)
+    exact = [(max(0.0, one.loss.bound_pt), max(0.0, other.loss.bound_pt)), (one.size_bytes, other.size_bytes)]
+    is_worse = any(a.of.value > b.of.value * (1 + _doubt(a, b)) for a, b in speeds) or any(a > b for a, b in exact)
+    is_better = any(not _is_equal(b, a) for a, b in speeds) or any(a < b for a, b in exact)
+    return is_better and not is_worse
 
 
 def _time(figures: Figures, goal: Goal) -> Speed:

@@ -128,6 +128,7 @@ def test_one_that_is_better_in_something_is_not(better: dict[str, Any]) -> None:
 def test_differences_that_are_in_doubt_make_nobody_dominant() -> None:
     assert choice.dominating(contender("a", 10), [contender("b", 9.8)]) is None
     assert choice.dominating(contender("a", 10), [contender("b", 8, doubt=0.3)]) is None
+    assert choice.dominating(contender("a", 10, spread=0.3), [contender("b", 8, spread=0.3)]) is None
 
 
 def test_nothing_is_dominated_where_a_control_failed() -> None:
