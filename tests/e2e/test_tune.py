@@ -109,14 +109,18 @@ def test_nothing_within_the_budget_is_a_gate_and_writes_nothing(
     "label",
     [pytest.param("onnx fp16 on openvino", marks=pytest.mark.nightly), "onnx fp16 on openvino, 1 thread"],
 )
-def test_one_that_dies_is_a_row_with_its_reason_and_the_rest_is_tuned(label: str, private_device_files: Path) -> None:
+def test_one_that_dies_is_a_row_with_its_reason_and_the_rest_is_tuned(
+    label: str, tmp_path: Path, private_device_files: Path
+) -> None:
     """When it is examined, or when it is timed."""
     code = TINY + CRASHING.replace("LABEL", label)
-    done = tune(BUILT_IN, private_device_files, "--quick", "--threads", "1", "--batch", "2", code=code)
+    options = ("--quick", "--threads", "1", "--batch", "2", "-o", tmp_path / "device.json")
+    done = tune(BUILT_IN, private_device_files, *options, code=code)
     assert done.returncode == 5
     assert "❌ failed" in done.stdout and "✅ chosen" in done.stdout
     assert f"1 of 2 contenders did not run; {label}: its process was killed by SIGSEGV" in done.stderr
-    found = devicefile.read(tuning.place())
+    found = devicefile.read(tmp_path / "device.json")
+    assert not list(private_device_files.iterdir())
     assert found is not None and (found.backend, found.threads, found.batch) == ("onnxruntime", 1, 2)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import json
 import pickle
 import subprocess
@@ -13,7 +14,7 @@ import numpy as np
 import pytest
 
 import edgeclip
-from edgeclip import devicefile
+from edgeclip import benchmarks, devicefile
 from edgeclip.cli.options import Engine
 from edgeclip.errors import DeviceFileError
 from tests import tuning
@@ -213,6 +214,19 @@ def test_what_is_measured_is_not_chosen_by_it() -> None:
     tuning.keep(tuning.device_file(backend="openvino"))
     with Engine().load(None) as measured, Engine().load(None, tuned=True) as used:
         assert (measured.info.backend, used.info.backend) == ("onnxruntime", "openvino")
+
+
+def test_no_measurement_loads_by_it() -> None:
+    """Each call of `edgeclip.load` in `benchmarks` says so."""
+    calls = 0
+    for path in sorted(Path(benchmarks.__file__).parent.glob("*.py")):
+        text = path.read_text()
+        names = {"edgeclip.load"} | ({"load"} if "from edgeclip.loading import load" in text else set())
+        for node in ast.walk(ast.parse(text)):
+            if isinstance(node, ast.Call) and ast.unparse(node.func) in names:
+                calls += 1
+                assert "tuned=False" in ast.unparse(node), f"{path.name}: {ast.unparse(node)}"
+    assert calls >= 4
 
 
 def test_it_costs_no_module_but_what_every_load_has() -> None:
