@@ -12,7 +12,7 @@ DAMPING = 0.1
 """Share of the mean of the Hessian's diagonal that is added to it, as in NNCF. Measured: 0.01 is worse."""
 SAMPLES = 64
 """Inputs of a tower that rounding is corrected on, at most."""
-_BLOCK = 128
+_BLOCK = 32
 """Columns whose errors are passed on to the rest at once."""
 
 
@@ -27,16 +27,16 @@ def round_rows(
         hessian: Xᵀ·X of the inputs X [N, K] of the layer, [K, K].
         largest: codes lie in [-largest, largest].
     """
-    weights, factor = rows.astype(np.float64), inverse_factor(hessian)
-    codes = np.empty(rows.shape, np.int8)
-    for start in range(0, rows.shape[1], _BLOCK):
-        stop = min(start + _BLOCK, rows.shape[1])
-        codes[:, start:stop] = round_block(weights, factor, start, stop, scales.astype(np.float64), -largest, largest)
-    return codes
+    columns, factor = np.array(rows.T, np.float64, order="C"), inverse_factor(hessian)
+    codes = np.empty(columns.shape, np.int8)
+    for start in range(0, len(columns), _BLOCK):
+        stop = min(start + _BLOCK, len(columns))
+        codes[start:stop] = round_block(columns, factor, start, stop, scales.astype(np.float64), -largest, largest)
+    return np.ascontiguousarray(codes.T)
 
 
 def round_block(
-    weights: NDArray[np.float64],
+    columns: NDArray[np.float64],
     factor: NDArray[np.float64],
     start: int,
     stop: int,
@@ -44,30 +44,35 @@ def round_block(
     low: int,
     high: int,
 ) -> NDArray[np.int8]:
-    """Round some columns, and change those after them.
+    """Round some columns of a layer's weights, and change those after them.
 
     Args:
-        weights: [O, K], changed from `start` on.
+        columns: [K, O], changed from `start` on.
         factor: `inverse_factor` of the layer's Hessian.
         scales: [O].
 
     Returns:
-        Codes in [low, high], int8 [O, stop - start].
+        Codes in [low, high], int8 [stop - start, O].
     """
-    codes = np.empty((len(weights), stop - start), np.int8)
+    codes = np.empty((stop - start, columns.shape[1]), np.int8)
     errors = np.empty(codes.shape)
     for k in range(start, stop):
-        codes[:, k - start] = np.clip(np.rint(weights[:, k] / scales), low, high)
-        errors[:, k - start] = (weights[:, k] - codes[:, k - start] * scales) / factor[k, k]
-        weights[:, k:stop] -= errors[:, k - start, None] * factor[k, k:stop]
-    weights[:, stop:] -= errors @ factor[start:stop, stop:]
+        codes[k - start] = np.clip(np.rint(columns[k] / scales), low, high)
+        errors[k - start] = (columns[k] - codes[k - start] * scales) / factor[k, k]
+        columns[k:stop] -= factor[k, k:stop, None] * errors[k - start]
+    columns[stop:] -= factor[start:stop, stop:].T @ errors
     return codes
 
 
 def inverse_factor(hessian: NDArray[np.float64]) -> NDArray[np.float64]:
     """The upper triangular U with Uᵀ·U = H⁻¹, of the damped Hessian."""
+    from scipy import linalg
+
     damped = hessian.copy()
     diagonal = np.diagonal(damped)
     # Where the inputs are always zero nothing can be learnt: any positive number does.
     damped[np.diag_indices_from(damped)] += DAMPING * float(diagonal.mean()) or 1.0
-    return np.asarray(np.linalg.cholesky(np.linalg.inv(damped)).T)
+    # H = R·Rᵀ with an upper triangular R, which is a Cholesky factor from the other end; so U is its inverse.
+    reversed_ = damped[::-1, ::-1]
+    upper = np.linalg.cholesky(reversed_)[::-1, ::-1]
+    return np.asarray(linalg.solve_triangular(upper, np.eye(len(upper)), check_finite=False))

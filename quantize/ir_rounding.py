@@ -46,14 +46,14 @@ def correct_rounding(
 
     Source: arXiv 2210.17323, algorithm 1.
     """
-    weights, factor = rows.astype(np.float64), inverse_factor(hessian)
+    columns, factor = np.array(rows.T, np.float64, order="C"), inverse_factor(hessian)
     levels = np.zeros(rows.shape, np.int8)
     scales = np.ones((len(rows), rows.shape[1] // size), np.float16)
     for start in range(0, rows.shape[1], size):
         stop = start + size
-        scale = round_to_int4(weights[:, start:stop].astype(np.float32), size)[1][:, 0]
+        scale = round_to_int4(columns[start:stop].T.astype(np.float32), size)[1][:, 0]
         scales[:, start // size] = scale
-        levels[:, start:stop] = round_block(weights, factor, start, stop, scale.astype(np.float64), -8, 7)
+        levels[:, start:stop] = round_block(columns, factor, start, stop, scale.astype(np.float64), -8, 7).T
     return levels, scales
 
 
