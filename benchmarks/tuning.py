@@ -20,8 +20,8 @@ from edgeclip.bundle import Bundle
 SCREENING = replace(suite.QUICK, seconds=0.8, queries=16, offline_s=0.4, most_warmup_s=0.6)
 """A short look at each."""
 FINAL = replace(
-    suite.STANDARD, trials=2, seconds=4.0, queries=64, offline_s=3.0, warmup_s=1.0, window_s=0.3, most_warmup_s=4.0,
-    extensions=2, patience_s=20.0,
+    suite.STANDARD, trials=2, seconds=3.0, queries=64, offline_s=2.0, warmup_s=1.0, window_s=0.3, most_warmup_s=4.0,
+    extensions=1, patience_s=20.0,
 )  # fmt: skip
 """A longer one at those that may be the best: two fresh processes of each."""
 START_S = 1.0
