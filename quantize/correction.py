@@ -5,6 +5,8 @@ Plain arithmetic. Source: arXiv 2210.17323, algorithm 1.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -76,3 +78,22 @@ def inverse_factor(hessian: NDArray[np.float64]) -> NDArray[np.float64]:
     reversed_ = damped[::-1, ::-1]
     upper = np.linalg.cholesky(reversed_)[::-1, ::-1]
     return np.asarray(linalg.solve_triangular(upper, np.eye(len(upper)), check_finite=False))
+
+
+def unfold(
+    images: NDArray[np.float32],
+    kernel: Sequence[int],
+    strides: Sequence[int],
+    begin: Sequence[int],
+    end: Sequence[int],
+) -> NDArray[np.float32]:
+    """The inputs X of a convolution as if it were a product: [B, I, H, W] to [positions, I·h·w].
+
+    Args:
+        begin, end: zeros on either side of both axes.
+    """
+    padded = np.pad(images, [(0, 0), (0, 0), *zip(begin, end, strict=True)])
+    windows = np.lib.stride_tricks.sliding_window_view(padded, tuple(kernel), axis=(2, 3))
+    down, across = strides
+    rows = windows[:, :, ::down, ::across].transpose(0, 2, 3, 1, 4, 5)
+    return rows.reshape(-1, images.shape[1] * kernel[0] * kernel[1])

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from edgeclip.quantize import extremes, graphs
+from edgeclip.quantize import correction, extremes, graphs
 from edgeclip.quantize.graphs import Array
 
 MOST_BYTES = 1 << 29
@@ -109,8 +109,4 @@ def _rows(values: Array, node: Any, shape: Sequence[int]) -> NDArray[np.float32]
         return np.asarray(values, np.float32).reshape(-1, values.shape[-1])
     options = _options(node)
     pads = options.get("pads", (0, 0, 0, 0))
-    padded = np.pad(values, ((0, 0), (0, 0), (pads[0], pads[2]), (pads[1], pads[3])))
-    windows = np.lib.stride_tricks.sliding_window_view(padded, tuple(shape[2:]), axis=(2, 3))
-    down, across = options.get("strides", (1, 1))
-    windows = windows[:, :, ::down, ::across].transpose(0, 2, 3, 1, 4, 5)
-    return np.asarray(windows, np.float32).reshape(-1, int(np.prod(shape[1:])))
+    return correction.unfold(values, shape[2:], options.get("strides", (1, 1)), pads[:2], pads[2:])

@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from edgeclip.backends.ov_library import ov
 from edgeclip.quantize import ir_graph
+from edgeclip.quantize.correction import unfold
 from edgeclip.quantize.groups import group_size
 from edgeclip.quantize.ir_rounding import correct_rounding, pack, round_to_int4
 from edgeclip.quantize.sums import round_windows
@@ -88,7 +89,7 @@ def _stored(weight: Any, levels: NDArray[np.int8], scales: NDArray[np.float16]) 
 
 
 def _can_unfold(node: Any) -> bool:
-    """Whether `_unfolded` knows the convolution's kind."""
+    """Whether `unfold` knows the convolution's kind."""
     options = node.get_attributes()
     plain = node.get_type_name() == "Convolution" and options["auto_pad"].lower() == "explicit"
     return plain and len(options["strides"]) == 2 and set(options["dilations"]) == {1}
@@ -98,20 +99,11 @@ def _hessian(model: Any, node: Any, samples: NDArray[Any]) -> NDArray[np.float64
     """Xᵀ·X of a convolution's unfolded inputs; one sample at a time, for they are many times the picture's size."""
     until = ov.Model([node.input_value(0)], model.get_parameters(), "until")
     request = ov.Core().compile_model(until, "CPU", {"INFERENCE_PRECISION_HINT": "f32"}).create_infer_request()
-    length = int(np.prod(node.input_value(1).get_shape()[1:]))
+    shape, options = node.input_value(1).get_shape(), node.get_attributes()
+    length = int(np.prod(shape[1:]))
     total = np.zeros((length, length))
     for sample in samples:
-        rows = _unfolded(request.infer({0: sample[None]}, share_inputs=False, share_outputs=False)[0], node)
+        images = request.infer({0: sample[None]}, share_inputs=False, share_outputs=False)[0]
+        rows = unfold(images, shape[2:], options["strides"], options["pads_begin"], options["pads_end"])
         total += rows.T @ rows
     return total
-
-
-def _unfolded(images: NDArray[np.float32], node: Any) -> NDArray[np.float32]:
-    """[B, I, H, W] to [positions, I·h·w]: the weights' rows times it are the convolution."""
-    options = node.get_attributes()
-    padding = [(0, 0), (0, 0), *zip(options["pads_begin"], options["pads_end"], strict=True)]
-    kernel = tuple(node.input_value(1).get_shape()[2:])
-    windows = np.lib.stride_tricks.sliding_window_view(np.pad(images, padding), kernel, axis=(2, 3))
-    down, across = options["strides"]
-    windows = windows[:, :, ::down, ::across].transpose(0, 2, 3, 1, 4, 5)
-    return windows.reshape(-1, images.shape[1] * kernel[0] * kernel[1])
