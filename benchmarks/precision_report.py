@@ -8,6 +8,8 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+import msgspec
+
 from edgeclip.benchmarks import report
 from edgeclip.benchmarks.fidelity import Fidelity
 from edgeclip.benchmarks.pace import BATCHES, MAIN, Rates
@@ -25,6 +27,8 @@ COLUMNS = (
     *("target", "precision", "MB", "image ms", "32 images ms", "text ms", "top-1 %", "points lost [95 %]"),
     *("image cosine mean / p1 / min", "text cosine mean / p1 / min", "agreement %", "kept"),
 )
+FLEETING = {"load_average"}
+"""What of the environment may differ between runs that are joined."""
 TIMES = (*(f"image/{batch}" for batch in BATCHES), "text")
 """Ends of the keys of a model's groups, in the order of the columns."""
 
@@ -116,6 +120,53 @@ def _loss(row: Row, bound: float) -> Goal:
     measured = Estimate(lost.drop_pt, lost.low_pt, lost.high_pt)
     name = f"{row.subject}, {row.target} {row.precision}: points of top-1 lost"
     return Goal(name, f"<= {bound:g}", measured, "", lost.drop_pt <= bound)
+
+
+def read(path: Path) -> Report:
+    """What `write` wrote.
+
+    Raises:
+        UsageError: it cannot be read, or is something else.
+    """
+    try:
+        document = json.loads(path.read_text("utf-8"))
+        if document.pop("schema") != SCHEMA:
+            raise UsageError(f"{path}: its schema is not {SCHEMA}")
+        return msgspec.convert(document, Report)
+    except (OSError, ValueError, KeyError, AttributeError, TypeError) as exc:
+        raise UsageError(f"{path}: no report of precisions: {exc}") from exc
+
+
+def joined(found: Report, earlier: Report) -> Report:
+    """A run of some models, with the others from an earlier one.
+
+    Raises:
+        UsageError: the runs are not alike.
+    """
+    if differ := [name for name in earlier.env.keys() & found.env.keys() if _told(earlier, name) != _told(found, name)]:
+        raise UsageError(f"the earlier run is of another {', '.join(sorted(differ))}", hint="measure all models anew")
+    new = {model.key for model in found.models}
+    old = [model for model in earlier.models if model.key not in new]
+    keys = {model.key for model in old}
+    rows = [row for row in earlier.rows if row.subject in keys] + found.rows
+    groups = [group for group in earlier.groups if group.key.partition("/")[0] in keys] + found.groups
+    rates = found.rates or earlier.rates
+    return Report(
+        env=found.env,
+        config=found.config,
+        models=old + found.models,
+        rows=rows,
+        groups=groups,
+        rates=rates,
+        goals=goals(rows, groups, rates),
+        canary_ms=earlier.canary_ms + found.canary_ms,
+        flags=list(dict.fromkeys(earlier.flags + found.flags)),
+    )
+
+
+def _told(found: Report, name: str) -> Any:
+    """A part of the environment as JSON has it; what changes from minute to minute is none."""
+    return None if name in FLEETING else json.loads(json.dumps(report.rounded(found.env[name])))
 
 
 def write(found: Report, folder: Path) -> list[Path]:
@@ -222,7 +273,7 @@ def _method(found: Report) -> str:
     return text + (
         " PyTorch is transformers' `CLIPModel` in eager mode, of the same weights. The tower's rate counts its matrix "
         "products alone, by all of the time that a call takes; bare products are of the tower's own shapes, uint8 by "
-        "int8 in OpenVINO and int8 by int8 in PyTorch, in the same rounds. The tower's large products, "
+        "int8 in OpenVINO and int8 by int8 in PyTorch, in rounds with it that hold nothing else. Its large products, "
         f"{rates.covered:.1%} of its operations, would take {number(rates.bound_ms)} ms of its "
         f"{number(rates.tower.p50_ms)} at the best rate of each shape. Intervals are bootstraps over rounds "
         f"({RESAMPLES} resamples, seeded)."

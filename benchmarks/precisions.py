@@ -92,6 +92,7 @@ def _row(subject: Subject, variant: Variant, kept: Fidelity, groups: Sequence[Gr
 @click.option("--threads", type=click.IntRange(min=1), help="Of the engines; those that this process may use.")
 @click.option("--work", type=click.Path(path_type=Path), default=Path("build/precisions"), show_default=True)
 @click.option("--report", "folder", type=click.Path(path_type=Path), help="Of the reports.")
+@click.option("--others", type=click.Path(path_type=Path), help="An earlier precisions.json, for the models left out.")
 @click.option("--make-only", is_flag=True, help="Make the bundles, and measure nothing.")
 def main(
     data: Path,
@@ -102,6 +103,7 @@ def main(
     threads: int | None,
     work: Path,
     folder: Path | None,
+    others: Path | None,
     make_only: bool,
 ) -> None:
     """Measure size, speed and accuracy of every target at every precision, of three models.
@@ -115,13 +117,16 @@ def main(
     clock = Clock(budget.seconds, budget.queries, threads or available_cpus(), 2.0 if quick else PATIENCE_S, say)
     try:
         _check(data)
+        earlier = precision_report.read(others) if others else None
         made = [MAKERS[key](workshop) for key in only or MAKERS]
         if make_only:
             return
         found = _run(
             made, data, budget, clock, {"mode": "quick: not comparable" if quick else "standard", "kept": keep}
         )
-        whole = not quick and len(made) == len(MAKERS)
+        if earlier is not None:
+            found = precision_report.joined(found, earlier)
+        whole = not quick and len(found.models) == len(MAKERS)
         _publish(found, folder or work / "reports", docs=whole and folder is not None, say=say)
     except EdgeClipError as exc:
         raise click.ClickException(str(exc)) from exc

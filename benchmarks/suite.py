@@ -64,6 +64,8 @@ class Budget:
             mode="short",
             trials=TRIALS,
             seconds=seconds,
+            queries=round(share * self.queries),
+            extensions=0,
             host_s=share * self.host_s,
             offline_s=share * self.offline_s,
             warmup_s=share * self.warmup_s,

@@ -13,20 +13,20 @@ import numpy as np
 
 from edgeclip.benchmarks import timing
 from edgeclip.benchmarks.rows import Row
-from edgeclip.benchmarks.timing import Warmth
+from edgeclip.benchmarks.timing import PAUSE_S, Warmth
 from edgeclip.benchmarks.verdict import doubt
 from edgeclip.benchmarks.workers import COMMAND, Loaded, Worker, closing
 from edgeclip.errors import EdgeClipError
 
 CONTROL = "control"
 """Label of the second process of the first artifact that runs."""
-PAUSE_S = 0.005
-"""Before each turn; in processes of their own, engines were no faster after longer ones."""
 DISCARD = 2
 """Calls at the beginning of each turn, while caches fill with what this process needs."""
-TURN_S = 0.01
-"""Short, so that a round is over before a neighbour on the same host begins or ends: on such a machine the interval of
-the control was a third as wide as with turns five times as long, after the same time."""
+TURN_S = 0.05
+SHORT_PAUSE_S, SHORT_TURN_S = 0.005, 0.01
+"""For engines with one thread: a round is over before a neighbour on the same host begins or ends, and the interval of
+the control is a third as wide after the same time. Pools of threads need longer ones: in turns of 10 ms, a sixth of the
+calls of ONNX Runtime with two threads waited 4 ms for a thread; in 50 ms few did."""
 MOST_CALLS = 50
 
 Cell = tuple[str, int]
@@ -150,11 +150,12 @@ class Trial:
             self.failed[label] = exc
             return 0
         self.warmth.setdefault(cell, {})[label] = warmth
-        return int(np.clip(TURN_S * warmth.calls / warmth.seconds, 1, MOST_CALLS))
+        turn_s = SHORT_TURN_S if self.threads == 1 else TURN_S
+        return int(np.clip(turn_s * warmth.calls / warmth.seconds, 1, MOST_CALLS))
 
     def _interleaved(self, cell: Cell, counts: Mapping[str, int], pace: Pace) -> dict[str, Rounds]:
         def observe(label: str) -> Turn:
-            time.sleep(PAUSE_S)
+            time.sleep(SHORT_PAUSE_S if self.threads == 1 else PAUSE_S)
             at = time.monotonic()
             if label in self.failed:
                 return Turn(at, [])

@@ -208,6 +208,39 @@ def test_every_variant_has_a_line_with_its_loss_and_its_interval() -> None:
     assert (cells[7], cells[-1]) == ("+0.50 [+0.12, +1.17]", "3")
 
 
+def test_models_that_are_left_out_come_from_an_earlier_run(tmp_path: Path) -> None:
+    earlier = example_report()
+    path, _ = precision_report.write(earlier, tmp_path)
+    again = precision_report.read(path)
+    assert precision_report.to_markdown(again) == precision_report.to_markdown(earlier)
+    described = Described("b32", "large", "sha256:0", "set", 2)
+    new = Report(earlier.env, earlier.config, [described], [example_row("fp32", subject="b32")], flags=["noisy"])
+    found = precision_report.joined(new, again)
+    assert [model.key for model in found.models] == [*(model.key for model in earlier.models), "b32"]
+    assert [row.subject for row in found.rows] == [*(row.subject for row in earlier.rows), "b32"]
+    assert set(found.flags) == {"noisy", *earlier.flags}
+    anew = Report(earlier.env, earlier.config, [earlier.models[0]], [example_row("fp32")])
+    assert precision_report.joined(anew, found).rows == [
+        *(row for row in found.rows if row.subject == "b32"),
+        *anew.rows,
+    ]
+
+
+def test_a_run_of_another_environment_is_not_joined() -> None:
+    new = example_report()
+    new.env = {**new.env, "python": "another"}
+    with pytest.raises(UsageError, match="another python"):
+        precision_report.joined(new, example_report())
+
+
+@pytest.mark.parametrize("text", ["", "[]", "{}", '{"schema": "other"}', '{"schema": "edgeclip.precisions/1"}'])
+def test_what_is_no_report_is_refused(tmp_path: Path, text: str) -> None:
+    path = tmp_path / "precisions.json"
+    path.write_text(text)
+    with pytest.raises(UsageError, match=r"precisions\.json"):
+        precision_report.read(path)
+
+
 def test_the_tables_replace_those_of_the_last_run_and_nothing_else() -> None:
     page = f"before\n\n{BEGIN}\nold\n{END}\n\nafter\n"
     once = precision_report.insert(page, precision_report.block(example_report()))
