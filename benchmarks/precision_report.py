@@ -27,8 +27,8 @@ COLUMNS = (
     *("target", "precision", "MB", "image ms", "32 images ms", "text ms", "top-1 %", "points lost [95 %]"),
     *("image cosine mean / p1 / min", "text cosine mean / p1 / min", "agreement %", "kept"),
 )
-FLEETING = {"load_average"}
-"""What of the environment may differ between runs that are joined."""
+FLEETING = {"load_average", "kept"}
+"""What of the environment and the configuration may differ between runs that are joined."""
 TIMES = (*(f"image/{batch}" for batch in BATCHES), "text")
 """Ends of the keys of a model's groups, in the order of the columns."""
 
@@ -143,7 +143,8 @@ def joined(found: Report, earlier: Report) -> Report:
     Raises:
         UsageError: the runs are not alike.
     """
-    if differ := [name for name in earlier.env.keys() & found.env.keys() if _told(earlier, name) != _told(found, name)]:
+    then, now = _conditions(earlier), _conditions(found)
+    if differ := [name for name in then.keys() & now.keys() if then[name] != now[name]]:
         raise UsageError(f"the earlier run is of another {', '.join(sorted(differ))}", hint="measure all models anew")
     new = {model.key for model in found.models}
     old = [model for model in earlier.models if model.key not in new]
@@ -164,9 +165,10 @@ def joined(found: Report, earlier: Report) -> Report:
     )
 
 
-def _told(found: Report, name: str) -> Any:
-    """A part of the environment as JSON has it; what changes from minute to minute is none."""
-    return None if name in FLEETING else json.loads(json.dumps(report.rounded(found.env[name])))
+def _conditions(found: Report) -> dict[str, Any]:
+    """What must be the same in runs that are joined, as JSON has it."""
+    told = {name: value for name, value in {**found.env, **found.config}.items() if name not in FLEETING}
+    return dict(json.loads(json.dumps(report.rounded(told))))
 
 
 def write(found: Report, folder: Path) -> list[Path]:

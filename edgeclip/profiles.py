@@ -7,6 +7,7 @@ nearest known one. What a profile leaves out is not known, and is not checked.
 from __future__ import annotations
 
 import difflib
+from functools import cache
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -102,9 +103,10 @@ def names() -> list[str]:
     return sorted(path.stem for path in PROFILES.glob("*.toml"))
 
 
-def shipped() -> list[Profile]:
+@cache
+def shipped() -> tuple[Profile, ...]:
     """The profiles that edgeclip brings, by name."""
-    return [load(name) for name in names()]
+    return tuple(load(name) for name in names())
 
 
 def load(name: str) -> Profile:

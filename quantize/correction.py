@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 DAMPING = 0.1
-"""Share of the mean of the Hessian's diagonal that is added to it, as in NNCF. Measured: 0.01 is worse."""
+"""Share of the mean of the Hessian's diagonal that is added to it, as in NNCF. Measured at 4 bits: 0.01 is worse."""
 SAMPLES = 64
 """Inputs of a tower that rounding is corrected on, at most."""
 _BLOCK = 32

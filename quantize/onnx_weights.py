@@ -174,8 +174,9 @@ def _add(graph: Any, tensor: Any, axis: int, corrected: Codes | None = None) -> 
 
     names = f"{tensor.name}.int8.{axis}", f"{tensor.name}.scale.{axis}"
     if names[0] not in {t.name for t in graph.initializer}:
-        codes, scales = to_integers(graphs.to_array(tensor), axis)
-        for name, values in zip(names, (codes if corrected is None else corrected, scales), strict=True):
+        weight = graphs.to_array(tensor)
+        made = to_integers(weight, axis) if corrected is None else (corrected, scales_of(weight, axis))
+        for name, values in zip(names, made, strict=True):
             graph.initializer.append(onnx.numpy_helper.from_array(values, name))
     return names
 

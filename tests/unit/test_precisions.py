@@ -233,6 +233,13 @@ def test_a_run_of_another_environment_is_not_joined() -> None:
         precision_report.joined(new, example_report())
 
 
+def test_a_quick_run_is_not_joined_with_a_standard_one() -> None:
+    new = example_report()
+    new.config = {**new.config, "mode": "quick: not comparable"}
+    with pytest.raises(UsageError, match="another mode"):
+        precision_report.joined(new, example_report())
+
+
 @pytest.mark.parametrize("text", ["", "[]", "{}", '{"schema": "other"}', '{"schema": "edgeclip.precisions/1"}'])
 def test_what_is_no_report_is_refused(tmp_path: Path, text: str) -> None:
     path = tmp_path / "precisions.json"
