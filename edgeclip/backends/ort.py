@@ -18,6 +18,9 @@ from edgeclip.manifest import Artifact, Compute
 
 _PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
 _ONLY_ERRORS = 3
+_NO_FALLBACK = {"session.disable_cpu_ep_fallback": "1"}
+_STOP_WAITING = {"session.force_spinning_stop": "1"}
+"""Threads wait for work by spinning; with this they stop when a run ends, and leave their CPUs to the next decoding."""
 
 
 def devices() -> list[str]:
@@ -80,6 +83,7 @@ def _session_options(options: Options) -> Any:
     config.intra_op_num_threads = options.threads
     config.inter_op_num_threads = 1
     config.log_severity_level = _ONLY_ERRORS
-    if options.device != "cpu":
-        config.add_session_config_entry("session.disable_cpu_ep_fallback", "1")
+    entries = _STOP_WAITING if options.device == "cpu" else _STOP_WAITING | _NO_FALLBACK
+    for name, value in entries.items():
+        config.add_session_config_entry(name, value)
     return config
