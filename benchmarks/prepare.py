@@ -4,16 +4,13 @@ from __future__ import annotations
 
 import hashlib
 import shutil
-import subprocess
-import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 import edgeclip
-from edgeclip.benchmarks import peer, photographs
+from edgeclip.benchmarks import commands, peer, photographs
 from edgeclip.cli import machine
-from edgeclip.errors import ExportError
 
 CAPTIONS = (
     "a red wooden boat resting on the calm lake",
@@ -26,7 +23,7 @@ CAPTIONS = (
     "a street market at night with paper lanterns, steam and people who look at fruit",
 )
 """Eight to fifteen words, without end-of-sentence marks, as captions are."""
-_EXPORTED_BY = ("torch", "onnx", "onnxscript", "openvino", "onnxruntime")
+_EXPORTED_BY = ("torch", "onnx", "onnxscript", "openvino", "onnxruntime", "nncf")
 Say = Callable[[str], None]
 
 
@@ -55,16 +52,16 @@ def prepare(work: Path, tokenizer: Path, folder_size: int, say: Say) -> Material
 
     Raises:
         UsageError: scikit-learn, whose photographs are used, is not installed.
-        ExportError: `edgeclip export` failed.
+        ExportError: `edgeclip export` or `edgeclip quantize` failed.
     """
     checkpoint = make_checkpoint(work, say)
-    bundle = _bundle(work, checkpoint, tokenizer, say)
     say(f"photographs: {folder_size} in a folder, and a few of each size")
     singles = {
         size: photographs.make(work / f"photographs-{size:g}mp", photographs.plan_size(size))
         for size in photographs.SIZES
     }
     folder = photographs.make(work / f"photographs-{folder_size}", photographs.plan_folder(folder_size))
+    bundle = _bundle(work, checkpoint, tokenizer, folder[0].parent, say)
     return Materials(checkpoint, bundle, singles, folder)
 
 
@@ -88,17 +85,22 @@ def make_checkpoint(work: Path, say: Say) -> Path:
     return folder
 
 
-def _bundle(work: Path, checkpoint: Path, tokenizer: Path, say: Say) -> Path:
-    """Export by the command line, as a user would."""
+def _bundle(work: Path, checkpoint: Path, tokenizer: Path, calibration: Path, say: Say) -> Path:
+    """Export and quantize by the command line, as a user would."""
     bundle = work / f"{_short(_ingredients(checkpoint, tokenizer))}.edgeclip"
     if bundle.is_file():
         return bundle
+    partial = bundle.with_suffix(".partial")
+    partial.unlink(missing_ok=True)
     say("bundle: edgeclip export, onnx and openvino, fp32 and fp16")
-    command = [sys.executable, "-m", "edgeclip", "export", str(checkpoint), "--target", "onnx", "--target", "openvino"]
-    command += ["--precision", "fp32,fp16", "--tokenizer", str(tokenizer), "--random-weights", "-o", str(bundle)]
-    done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=False)
-    if done.returncode:
-        raise ExportError(f"edgeclip export ended with {done.returncode}: {done.stdout.strip()[-500:]}")
+    arguments = ["export", str(checkpoint), "--target", "onnx,openvino", "--precision", "fp32,fp16"]
+    commands.run("edgeclip", *arguments, "--tokenizer", str(tokenizer), "--random-weights", "-o", str(partial))
+    say("bundle: edgeclip quantize, openvino w8a8")
+    texts = work / "captions.txt"
+    texts.write_text("\n".join(CAPTIONS), "utf-8")
+    arguments = ["quantize", str(partial), "--target", "openvino", "--precision", "w8a8", "--calib", str(calibration)]
+    commands.run("edgeclip", *arguments, "--calib-texts", str(texts), "-o", str(partial))
+    partial.rename(bundle)
     for old in set(work.glob("*.edgeclip")) - {bundle}:  # each is larger than a gigabyte
         old.unlink()
     return bundle
@@ -109,7 +111,7 @@ def _ingredients(checkpoint: Path, tokenizer: Path) -> str:
     package = Path(edgeclip.__file__).parent
     code = [path for part in ("export", "train", "quantize") for path in sorted((package / part).rglob("*.py"))]
     versions = [f"{name} {machine.version_of(name)}" for name in _EXPORTED_BY]
-    return " ".join(["fp32,fp16", *versions, *map(_digest, [checkpoint / "model.safetensors", tokenizer, *code])])
+    return " ".join(["fp32,fp16,w8a8", *versions, *map(_digest, [checkpoint / "model.safetensors", tokenizer, *code])])
 
 
 def _digest(file: Path) -> str:

@@ -16,20 +16,23 @@ from edgeclip.benchmarks.peer import Peer
 from edgeclip.benchmarks.prepare import CAPTIONS, Materials
 from edgeclip.bundle import Bundle
 from edgeclip.errors import EdgeClipError, ParityError, TargetUnavailableError
-from edgeclip.manifest import Compute
+from edgeclip.manifest import Compute, Precision
 from edgeclip.model import Model
 
 PEER = "transformers"
 PEER_BF16 = "transformers bf16"
 MAIN = "openvino f32"
 BF16 = "openvino bf16"
-ENGINES: dict[str, tuple[str, Compute]] = {
-    MAIN: ("openvino", "f32"),
-    BF16: ("openvino", "bf16"),
-    "onnxruntime f32": ("onnxruntime", "f32"),
+INT8 = "openvino w8a8"
+ENGINES: dict[str, tuple[str, Precision, Compute]] = {
+    MAIN: ("openvino", "fp32", "f32"),
+    BF16: ("openvino", "fp32", "bf16"),
+    INT8: ("openvino", "w8a8", "f32"),
+    "onnxruntime f32": ("onnxruntime", "fp32", "f32"),
 }
-"""Label -> backend and arithmetic."""
+"""Label -> backend, artifact and arithmetic."""
 COSINE_MIN = 0.999
+COSINE_MIN_INT8 = 0.99
 
 
 @dataclass
@@ -67,9 +70,9 @@ def load(materials: Materials, threads: int) -> Sides:
     """
     tokenizer = _tokenizer(materials.bundle)
     sides = Sides(Peer(materials.checkpoint, tokenizer, threads))
-    for label, (backend, compute) in ENGINES.items():
+    for label, engine in ENGINES.items():
         try:
-            sides.models[label] = _model(materials.bundle, backend, compute, threads)
+            sides.models[label] = _model(materials.bundle, *engine, threads)
         except EdgeClipError as exc:
             sides.missing[label] = exc.message
     if MAIN not in sides.models:
@@ -85,7 +88,7 @@ def compare(sides: Sides, photographs: Sequence[Path]) -> list[Agreement]:
     """Embed the same files and captions with everything.
 
     Raises:
-        ParityError: a cosine of the peer and an edgeclip engine is below `COSINE_MIN`.
+        ParityError: a cosine of the peer and an edgeclip engine is below `COSINE_MIN`, or `COSINE_MIN_INT8`.
     """
     images = sides.peer.encode_files(photographs)
     texts = sides.peer.encode_text(CAPTIONS, padding=True)
@@ -97,10 +100,11 @@ def compare(sides: Sides, photographs: Sequence[Path]) -> list[Agreement]:
         for label, model in sides.models.items()
     ]
     for one in found:
-        if not min(one.image_min, one.text_min) >= COSINE_MIN:
+        least = COSINE_MIN_INT8 if one.contender == INT8 else COSINE_MIN
+        if not min(one.image_min, one.text_min) >= least:
             raise ParityError(
                 f"{one.contender}: cosine with transformers {one.image_min:.5f} (images), {one.text_min:.5f} (texts), "
-                f"below {COSINE_MIN}",
+                f"below {least}",
                 hint="the two do not compute the same, so that there is nothing to time",
             )
     return found
@@ -110,10 +114,18 @@ def _least(a: Embeddings, b: Embeddings) -> float:
     return float((a * b).sum(axis=1).min())
 
 
-def _model(bundle: Path, backend: str, compute: Compute, threads: int) -> Model:
+def _model(bundle: Path, backend: str, precision: Precision, compute: Compute, threads: int) -> Model:
     if compute not in backends.get(backend).computes("cpu"):
         raise TargetUnavailableError(f"this CPU has no {compute}")
-    return edgeclip.load(bundle, backend=backend, compute=compute, threads=threads, text_cache=False, tuned=False)
+    return edgeclip.load(
+        bundle,
+        backend=backend,
+        precision=precision,
+        compute=compute,
+        threads=threads,
+        text_cache=False,
+        tuned=False,
+    )
 
 
 def _tokenizer(path: Path) -> bytes:

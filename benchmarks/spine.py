@@ -27,6 +27,7 @@ BATCHES = (1, 32)
 PARTS = ("cold", "cli", "image", "text", "preprocess", "file", "folder")
 ONE_TOWER = ", image tower only"
 HALF = ", fp16 artifact"
+INT8 = ", w8a8 artifact"
 BF16 = ", bf16 arithmetic"
 OURS = "edgeclip"
 BARE = "python -c pass"
@@ -204,6 +205,8 @@ def _embedding_processes(bench: Bench) -> dict[str, list[str]]:
         OURS + HALF: cold.embedding(made.bundle, photograph, "", "fp16"),
         OURS + HALF + ONE_TOWER: cold.embedding(made.bundle, photograph, "image", "fp16"),
         OURS + HALF + BF16 + ONE_TOWER: cold.embedding(made.bundle, photograph, "image", "fp16", "bf16"),
+        OURS + INT8: cold.embedding(made.bundle, photograph, "", "w8a8"),
+        OURS + INT8 + ONE_TOWER: cold.embedding(made.bundle, photograph, "image", "w8a8"),
         BARE: cold.bare(),
     }
 
