@@ -14,6 +14,11 @@ from edgeclip.cli.tables import numeric
 FOLDER = Path(__file__).parent / "templates"
 TEMPLATE = "report.html.j2"
 NUMERIC = "number"
+_TICK = "M2 6.5l3 3 5-7"
+_CROSS = "M2.5 2.5l7 7m0-7l-7 7"
+_DASH = "M2 6h8"
+SIGNS = {"✅": ("s1", _TICK), "❎": ("s2", _TICK), "❌": ("s5", _CROSS), "➖": ("weak", _DASH)}
+"""What a status begins with -> its colour, and the path that draws it on 12 x 12."""
 
 
 def draw(record: Record, title: str) -> str:
@@ -29,6 +34,7 @@ def draw(record: Record, title: str) -> str:
         failed=[one for one in record.results if one.status == "failed"],
         charts=charts(record),
         tables=[_table(*table) for table in tabulated.tables(record)],
+        signs=SIGNS,
         facts=tabulated.environment(record),
     )
 

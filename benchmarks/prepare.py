@@ -6,6 +6,7 @@ import hashlib
 import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import permutations
 from pathlib import Path
 
 import edgeclip
@@ -97,7 +98,7 @@ def _bundle(work: Path, checkpoint: Path, tokenizer: Path, calibration: Path, sa
     commands.run("edgeclip", *arguments, "--tokenizer", str(tokenizer), "--random-weights", "-o", str(partial))
     say("bundle: edgeclip quantize, openvino w8a8")
     texts = work / "captions.txt"
-    texts.write_text("\n".join(CAPTIONS), "utf-8")
+    texts.write_text("\n".join([*CAPTIONS, *map(" and ".join, permutations(CAPTIONS, 2))]), "utf-8")
     arguments = ["quantize", str(partial), "--target", "openvino", "--precision", "w8a8", "--calib", str(calibration)]
     commands.run("edgeclip", *arguments, "--calib-texts", str(texts), "-o", str(partial))
     partial.rename(bundle)

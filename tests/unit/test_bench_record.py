@@ -11,13 +11,14 @@ from typing import Any
 import msgspec
 import pytest
 
-from edgeclip.benchmarks import charts, comparison, publication, record, scored, tabulated
+from edgeclip.benchmarks import charts, comparison, page, publication, record, scored, tabulated
 from edgeclip.benchmarks.comparison import Bound
 from edgeclip.benchmarks.inputs import generated
 from edgeclip.benchmarks.record import Inputs, Moment, Power, Sustained
 from edgeclip.benchmarks.rows import rows_of
 from edgeclip.benchmarks.suite import grouped
 from edgeclip.bundle import Bundle
+from edgeclip.cli.output import MARKS
 from edgeclip.errors import UsageError
 from edgeclip.loading import BUILT_IN
 from tests import benching, bundles
@@ -86,7 +87,7 @@ def test_a_page_has_every_picture_and_is_well_formed() -> None:
         "Without a pause",
     ]
     page = publication.to_html(found)
-    assert page.count("<svg") == len(titles)
+    assert page.count("<svg viewBox=") == len(titles)
     Balanced().feed(page)
 
 
@@ -113,6 +114,14 @@ def test_a_failed_row_is_shown_with_its_reason_everywhere() -> None:
     assert "❌ failed" in publication.to_markdown(found)
     assert "its process was killed" in publication.to_markdown(found)
     assert "openvino fp32: its process was killed" in publication.to_html(found)
+
+
+def test_a_page_draws_the_signs_that_small_devices_have_no_font_for() -> None:
+    assert set(page.SIGNS) == {*MARKS.values(), tabulated.SKIPPED}
+    statuses = ("ok", "below gate", "failed", "skipped")
+    drawn = publication.to_html(benching.record(*(benching.result(f"onnx {one}", status=one) for one in statuses)))
+    assert drawn.count('<svg class="sign') == len(statuses) + 1  # and the failed one again at the top
+    assert not any(sign in drawn for sign in page.SIGNS)
 
 
 def test_a_page_of_failures_alone_can_be_drawn() -> None:
