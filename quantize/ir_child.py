@@ -43,6 +43,8 @@ def main(folder: Path) -> None:
     ir_graph.fold(model)
     if (folder / SCALES).is_file():
         made = _learned(model, Learned.from_bytes((folder / SCALES).read_bytes()))
+    elif ir_graph.names(model) <= set(options["keep"]):
+        made = model  # and its token table stays as it is, too
     else:
         made = _MAKERS[options["precision"]](model, options, _samples(folder))
     names = ir_graph.integer_layers(made, activations=options["precision"] == "w8a8")

@@ -33,6 +33,11 @@ def layers(model: Any) -> list[Any]:
     return [node for node in model.get_ordered_ops() if node.get_type_name() in LAYERS]
 
 
+def names(model: Any) -> set[str]:
+    """Those of the layers."""
+    return {name_of(node) for node in layers(model)}
+
+
 def sees_input(model: Any) -> set[str]:
     """Names of the nodes of layers that no other layer feeds, as the stem of an image tower."""
     fed = _downstream(model)
@@ -52,23 +57,24 @@ def fold(model: Any) -> None:
 
 
 def scope_names(model: Any, keep: Iterable[str], *, first: bool) -> list[str]:
-    """The nodes that must not be quantized: layers in `keep`, and what lies before the first and after the last layer.
+    """The nodes that must not be quantized: layers in `keep`, and what no quantized layer reads or none is before.
 
-    There pixels are normalised, and embeddings: both are cheap, and a vector that is divided by the square root of
+    Pixels are normalised there, and embeddings: both are cheap, and a vector that is divided by the square root of
     rounded squares is no longer of length 1.
 
     Args:
         first: quantize layers that see the input itself, as the stem of an image tower.
     """
-    kept, before, after = set(keep), _downstream(model), _upstream(model)
+    kept = set(keep)
     unfed = set[str]() if first else sees_input(model)
-    names = {node.get_friendly_name() for node in layers(model) if name_of(node) in kept} | unfed
+    left_out = {node.get_friendly_name() for node in layers(model) if name_of(node) in kept} | unfed
+    before, after = _downstream(model), _feeding(model, left_out)
     for node in model.get_ordered_ops():
         is_operator = node.get_type_name() not in ("Constant", "Parameter", "Result")
         name = node.get_friendly_name()
         if is_operator and not (name in before and name in after):
-            names.add(name)
-    return sorted(names)
+            left_out.add(name)
+    return sorted(left_out)
 
 
 def _downstream(model: Any) -> set[str]:
@@ -81,13 +87,15 @@ def _downstream(model: Any) -> set[str]:
     return found
 
 
-def _upstream(model: Any) -> set[str]:
-    """Names of layers and of what a layer depends on."""
+def _feeding(model: Any, left_out: set[str]) -> set[str]:
+    """Names of the layers that are not left out, and of what they read without another layer in between."""
     found: set[str] = set()
     for node in reversed(model.get_ordered_ops()):
+        name = node.get_friendly_name()
         users = (user.get_node().get_friendly_name() for out in node.outputs() for user in out.get_target_inputs())
-        if node.get_type_name() in LAYERS or any(user in found for user in users):
-            found.add(node.get_friendly_name())
+        is_layer = node.get_type_name() in LAYERS
+        if name not in left_out if is_layer else any(user in found for user in users):
+            found.add(name)
     return found
 
 

@@ -86,6 +86,33 @@ def test_embeddings_are_those_of_the_fp32_onnx(kind: Kind, precision: Precision)
     assert got.mean() > MEAN[precision], f"cosine: mean {got.mean():.5f}, min {got.min():.5f}"
 
 
+def everything(kind: Kind) -> frozenset[str]:
+    return frozenset(layer.name for layer in list_layers(export(kind)))
+
+
+@every_precision
+@every_tower
+def test_a_tower_of_which_every_layer_is_kept_is_the_floating_point_one(kind: Kind, precision: Precision) -> None:
+    kept = make(kind, precision, everything(kind))
+    assert not kept.quantized
+    nodes = read(kept).get_ops()
+    assert not [node for node in nodes if node.get_type_name() == "FakeQuantize"]
+    inputs = samples(kind, 8, seed=2)
+    assert cosines(load(kept)(inputs)[0], towers.run(export(kind), inputs)).min() > 0.99999
+
+
+@every_tower
+def test_nothing_is_rounded_on_the_way_to_layers_that_are_kept(kind: Kind) -> None:
+    """Of a tower of which one layer in the middle alone is rounded, nothing behind it."""
+    names = [layer.name for layer in list_layers(export(kind)) if layer.weighted]
+    middle = names[len(names) // 2]
+    result = make(kind, "w8a8", everything(kind) - {middle})
+    assert result.quantized == {middle}
+    ordered = read(result).get_ordered_ops()
+    place = next(i for i, node in enumerate(ordered) if node.get_friendly_name().startswith(middle))
+    assert not [node for node in ordered[place:] if node.get_type_name() == "FakeQuantize"]
+
+
 @every_precision
 @every_tower
 def test_embeddings_are_of_length_one(kind: Kind, precision: Precision) -> None:
