@@ -21,6 +21,7 @@ from edgeclip.benchmarks.photographs import QUALITY, SIZES, digest
 from edgeclip.benchmarks.prepare import CAPTIONS
 from edgeclip.benchmarks.record import Inputs
 from edgeclip.cli import sources
+from edgeclip.images import decoding, open_image
 
 MAX_IMAGES = 256
 GENERATED = 8
@@ -45,9 +46,12 @@ def chosen(folder: Path) -> Pictures:
     """The first `MAX_IMAGES` pictures of a folder, by name.
 
     Raises:
-        InputError: there is no such folder, or it has none.
+        InputError: there is no such folder, it has none, or one that cannot be read.
     """
     paths = [Path(name) for name in sources.images([str(folder)])[:MAX_IMAGES]]
+    for path in paths:
+        with decoding(str(path)):
+            open_image(path, str(path)).load()
     return Pictures(tuple(paths), _described(folder.name, digest(paths), paths))
 
 

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from edgeclip.benchmarks.record import Comparison, Control, Profiled, Record, Result, Stage
+from edgeclip.benchmarks.record import Comparison, Control, Profiled, Record, Result, Stage, Throughput
 from edgeclip.benchmarks.report import Table, interval, number
 from edgeclip.benchmarks.scored import TOP1
 from edgeclip.benchmarks.timing import Estimate
@@ -134,10 +134,10 @@ def cosine_min(result: Result) -> float | None:
     return min(found, default=None)
 
 
-def best_throughput(result: Result) -> tuple[float, int] | None:
-    """Most images a second, and at which batch."""
-    found = [(one.per_s.value, one.batch) for one in result.throughput if one.tower == "image"]
-    return max(found, default=None)
+def best_throughput(result: Result) -> Throughput | None:
+    """Most images a second, at whichever batch."""
+    found = [one for one in result.throughput if one.tower == "image"]
+    return max(found, key=lambda one: one.per_s.value, default=None)
 
 
 def _row(one: Result) -> list[str]:
@@ -153,8 +153,8 @@ def _row(one: Result) -> list[str]:
         *_tail(image, "p50_ms", "p90_ms", "p95_ms", "p99_ms"),
         *_tail(text, "p50_ms", "p90_ms"),
         *_tail(whole, "p50_ms", "p90_ms"),
-        number(fastest[0]) if fastest else "",
-        str(fastest[1]) if fastest else "",
+        number(fastest.per_s.value) if fastest else "",
+        str(fastest.batch) if fastest else "",
         number(one.cold.start_ms.value) if one.cold else "",
         f"{one.memory.peak_rss_mb:.0f}" if one.memory else "",
         f"{one.memory.vram_mb:.0f}" if one.memory and one.memory.vram_mb is not None else "",

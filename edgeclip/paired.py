@@ -6,6 +6,7 @@ the difference, so that it is known far more closely than either score.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -38,6 +39,12 @@ class Drop:
     """Samples that the reference alone gets right."""
     won: int
     """Samples that the candidate alone gets right."""
+
+
+def samples_needed(loss_pt: float) -> int:
+    """By how many samples, none of them lost, the one-sided bound of a loss is at most `loss_pt`."""
+    z2 = _Z_ONE_SIDED**2
+    return math.ceil(z2 * (100 / loss_pt - 1))  # without a flip, Tango's bound is z² / (n + z²)
 
 
 def drop(reference: Right, candidate: Right, *, groups: NDArray[np.int64] | None = None) -> Drop:

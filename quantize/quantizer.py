@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 from edgeclip.backends.base import Array
 from edgeclip.errors import UsageError
 from edgeclip.manifest import Budget, Layer, Precision, Quantization, Target, Tower
+from edgeclip.paired import Drop, samples_needed
 from edgeclip.quantize import scheme
 from edgeclip.quantize.budget import Found, search
 from edgeclip.quantize.layers import check_finite, list_layers
@@ -23,7 +24,6 @@ from edgeclip.quantize.shortcut import separate_shortcuts
 from edgeclip.quantize.subject import Subject
 
 if TYPE_CHECKING:
-    from edgeclip.paired import Drop
     from edgeclip.quantize.calibration import Calibration
     from edgeclip.quantize.evaluation import Evaluation
 
@@ -167,11 +167,12 @@ class Quantizer:
     def _failures(self, found: Found[Towers], precision: Precision) -> tuple[str, ...]:
         if found.fits:
             return ()
-        lost = found.best.drop
+        lost, allowed = found.best.drop, self._settings.max_drop_pt
+        assert allowed is not None
         worst = ", ".join(f"{tower} {name}" for tower, name in self._ranked(precision)[:3])
         return (
             f"loses {lost.drop_pt:.2f} points (95 % bound {lost.high_one_sided_pt:.2f}), "
-            f"the budget is {self._settings.max_drop_pt:g}; most sensitive: {worst}",
+            f"the budget is {allowed:g}{_too_few(lost.n, allowed)}; most sensitive: {worst}",
         )
 
     def _finished(
@@ -227,3 +228,9 @@ class _Candidates:
             made = self._quantizer.produce(tower, self._target, self._precision, self._samples[tower], keep)
             self._last[tower] = keep, made
         return self._last[tower][1]
+
+
+def _too_few(n: int, allowed_pt: float) -> str:
+    if allowed_pt <= 0 or n >= samples_needed(allowed_pt):
+        return ""
+    return f"; {n} samples cannot show so small a loss, {samples_needed(allowed_pt)} can: --eval, or --calib-count"

@@ -109,6 +109,8 @@ def command(
     opened = open_bundles(bundles)
     if embed and len(opened) != 1:
         raise UsageError("--embed takes one bundle", hint="run it once for each")
+    if embed:
+        check_embeddable(next(iter(opened.values())))
     rows = chosen_rows(opened, targets, precisions, reference)
     with ExitStack() as stack:
         begin = stack.enter_context(progress.steps(output))
@@ -208,6 +210,20 @@ def show(output: Output, record: Record) -> None:
         output.table(title, columns, rows)
     for line in tabulated.remarks(record):
         output.line(line)
+
+
+def check_embeddable(bundle: Bundle) -> None:
+    """Before anything slow begins.
+
+    Raises:
+        UsageError: it is the built-in model, which is part of the package, or its folder cannot be written to.
+    """
+    from edgeclip.cli.writers import check_place
+    from edgeclip.loading import BUILT_IN
+
+    if bundle.path.resolve() == BUILT_IN.resolve():
+        raise UsageError("--embed would change the built-in model, which belongs to the package", hint="copy it first")
+    check_place(bundle.path)
 
 
 def embed_record(output: Output, bundle: Bundle, record: Record) -> None:

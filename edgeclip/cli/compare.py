@@ -81,7 +81,7 @@ def show_bounds(output: Output, held: Sequence[Held]) -> None:
             one.label,
             str(one.bound),
             number(one.measured.value) if one.measured else "not measured",
-            interval(one.measured),
+            interval(one.measured) if one.measured and one.measured.low < one.measured.high else "",
             output.status("ok" if one.passed else "below gate"),
         ]
         for one in held

@@ -18,8 +18,13 @@ EXTRAS = {
     "coreml": ("coremltools",),
     "parquet": ("pyarrow",),
     "hub": ("huggingface_hub",),
-    "eval": ("sklearn",),
+    "eval": ("scikit-learn",),
+    "quantize": ("nncf", "scipy"),
+    "train": ("torch", "webdataset"),
+    "search": ("usearch", "jinja2"),
+    "bench": ("psutil", "jinja2"),
 }
+"""Names of distributions, of the extras that are no engines."""
 PACKAGES = ("edgeclip", "numpy", "pillow", "tokenizers", "msgspec", "safetensors", "click", "rich")
 
 

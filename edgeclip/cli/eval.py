@@ -99,7 +99,7 @@ def command(
     from edgeclip.cli.writers import check_place, write_text
 
     if path is not None:
-        check_place(path)
+        check_place(path, ".json")
     request = requested(asked)
     if request.suite == "linear-probe":
         need("sklearn", extra="eval", what="a linear probe")

@@ -23,7 +23,7 @@ from edgeclip.outcome import jobs_of, publishable, raise_if_failed, refuse_exist
 @click.command(
     cls=Command,
     epilog=examples(
-        "edgeclip quantize b32.edgeclip --target openvino --precision w8a8 --calib photos/ --max-drop 0.5",
+        "edgeclip quantize b32.edgeclip --target openvino --precision w8a8 --calib a.csv --eval val/ --max-drop 0.5",
         "edgeclip quantize b32.edgeclip --target onnx,openvino --precision w8a16",
         "edgeclip quantize b32.edgeclip --target tensorrt --precision w8a8 --calib shards/ --eval wds_cifar10/",
     ),
@@ -37,7 +37,7 @@ from edgeclip.outcome import jobs_of, publishable, raise_if_failed, refuse_exist
 @click.option("-o", "--output", "path", type=click.Path(path_type=Path), help="Another bundle; BUNDLE by default.")
 @max_batch_option
 @quantize_options
-@click.option("--force", is_flag=True, help="Replace artifacts that are there.")
+@click.option("--force", is_flag=True, help="Replace artifacts that are there; with -o, the whole of a bundle there.")
 @click.option("--keep-going", is_flag=True, help="Publish what passed although something else failed.")
 @click.option("--allow-below-gate", is_flag=True, help="Publish what broke a bound or the budget; the bundle says so.")
 @click.pass_obj

@@ -123,7 +123,7 @@ def _check_sheet(path: Path, count: int) -> None:
     from edgeclip.cli.writers import check_place
 
     need("jinja2", extra="search", what="a contact sheet")
-    check_place(path)
+    check_place(path, ".html")
     if count > MAX_PICTURES:
         raise UsageError(
             f"a contact sheet holds {MAX_PICTURES} pictures, and there would be {count}", hint="use a smaller --top"

@@ -152,7 +152,7 @@ def _place(bundle: Bundle, path: Path | None) -> Path:
         UsageError: device files are turned off, or there is no place for one.
     """
     if path is not None:
-        check_place(path)
+        check_place(path, ".json")
         return path
     place = devicefile.path_of(bundle.digest)
     if place is None:

@@ -100,15 +100,24 @@ def check_path(path: Path) -> None:
         need("pyarrow", extra="parquet", what="writing Parquet")
 
 
-def check_place(path: Path) -> None:
-    """
+def check_place(path: Path, suffix: str = "") -> None:
+    """Whether a file can be written there, asked before the work begins.
+
+    Args:
+        suffix: what the name must end with, so that nothing of another kind is overwritten.
+
     Raises:
-        UsageError: there is no place for a file.
+        UsageError: there is no place for a file, or it has another suffix.
     """
+    if not path.name.lower().endswith(suffix):
+        raise UsageError(f"{path}: is to be a {suffix} file", hint=f"for instance {path.with_suffix(suffix)}")
     if path.is_dir():
         raise UsageError(f"{path}: is a directory", hint="name a file")
-    if not path.absolute().parent.is_dir():
+    folder = path.absolute().parent
+    if not folder.is_dir():
         raise UsageError(f"{path}: the directory {path.parent} does not exist", hint="make it first")
+    if not os.access(folder, os.W_OK):
+        raise UsageError(f"{path}: the directory {path.parent} cannot be written to", hint="choose another")
 
 
 def check_sources(path: Path, sources: Sequence[str]) -> None:

@@ -172,6 +172,7 @@ def test_an_artifact_that_computes_something_else_is_below_its_gate(tmp_path: Pa
         (("bench", "--accuracy", "no.json"), 2, "cannot be read"),
         (("bench", "--reference", "no.pt"), 2, "no such checkpoint"),
         (("bench", "--images", "no"), 4, "no"),
+        (("bench", "--embed"), 2, "would change the built-in model"),
         (("report", "no.json", "-o", "r.html"), 2, "cannot be read"),
         (("report", "no.json", "-o", "r.pdf"), 2, "unknown form '.pdf'"),
         (("compare", "a.json"), 2, "two reports, or one and bounds"),
@@ -183,6 +184,14 @@ def test_what_cannot_be_done_is_said_at_once(arguments: tuple[str, ...], code: i
 
     assert main(arguments) == code
     assert said in capsys.readouterr().err
+
+
+def test_a_picture_that_cannot_be_read_is_named_before_anything_runs(tmp_path: Path, capsys: Any) -> None:
+    from edgeclip.cli import main
+
+    (tmp_path / "broken.jpg").write_bytes(b"no picture")
+    assert main(["bench", "--quick", "--images", str(tmp_path)]) == 4
+    assert f"{tmp_path / 'broken.jpg'}" in capsys.readouterr().err
 
 
 def test_a_shorter_run_is_named_so_and_keeps_what_ranks() -> None:

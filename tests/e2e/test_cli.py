@@ -5,16 +5,19 @@ from __future__ import annotations
 import json
 import os
 import pty
+import re
 import signal
 import subprocess
 import sys
 import time
 from collections.abc import Callable
+from importlib import metadata
 from pathlib import Path
 
 import pytest
 
 from edgeclip.bundle import Bundle
+from edgeclip.cli.doctor import EXTRAS
 from tests.cli import document, edgeclip, environment, patched, without
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="terminals and signals of POSIX")
@@ -148,6 +151,13 @@ def test_doctor_lists_backends_and_machine() -> None:
     assert states["coreml-reference"]["usable"]
     assert states["tensorrt"]["usable"] or states["tensorrt"]["fix"]
     assert int(found["machine"]["usable cpus"]) >= 1
+
+
+def test_doctor_asks_for_distributions_that_the_extras_name() -> None:
+    required = metadata.requires("edgeclip") or []
+    for extra, names in EXTRAS.items():
+        declared = {re.split(r"[^\w.-]", line)[0].replace("-", "_") for line in required if f'"{extra}"' in line}
+        assert {name.replace("-", "_") for name in names} <= declared, extra
 
 
 def test_doctor_exits_5_where_nothing_runs() -> None:

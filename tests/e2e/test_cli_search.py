@@ -102,6 +102,7 @@ def test_a_bundle_without_a_text_tower_searches_by_pictures(folder: Path, tiny_b
     [
         ([], 2, "nothing to search for"),
         (["x", "--html", "nowhere/x.html"], 2, "the directory nowhere does not exist"),
+        (["x", "--html", "photo.jpg"], 2, "is to be a .html file"),
         (["x", "--html", "x.html", "--top", "501"], 2, "a contact sheet holds 500 pictures, and there would be 501"),
         (["--like", "nowhere.jpg"], 4, "nowhere.jpg"),
     ],

@@ -177,6 +177,7 @@ def test_what_measures_does_not_go_by_the_file(capsys: Any) -> None:
         (("--target", "openvino"), 2, "no artifact for: openvino"),
         (("--eval", "no"), 4, "no"),
         (("-o", "no/file.json"), 2, "does not exist"),
+        (("-o", "b32.edgeclip"), 2, "is to be a .json file"),
         (("no.edgeclip",), 3, "no such file"),
     ],
 )

@@ -208,6 +208,11 @@ def test_a_bound_holds_or_not_and_what_was_not_measured_does_not(text: str, is_f
     assert held.passed == passes
 
 
+def test_images_a_second_keep_their_interval() -> None:
+    [held, *_] = comparison.hold(benching.record(), [Bound.parse("images_per_s=1", is_floor=True)])
+    assert held.measured is not None and held.measured.low < held.measured.value < held.measured.high
+
+
 def test_an_artifact_that_failed_breaks_every_bound_and_one_that_was_skipped_none() -> None:
     rows = [benching.result(status="failed"), benching.result("coreml fp16", status="skipped")]
     held = comparison.hold(benching.record(*rows), [Bound.parse("p90_ms=1000", is_floor=False)])

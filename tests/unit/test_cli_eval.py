@@ -44,3 +44,8 @@ def test_an_output_that_cannot_be_written_is_refused_before_anything_runs(
 ) -> None:
     assert main(["eval", "--data", str(tmp_path), "-o", str(tmp_path / "absent" / "a.json")]) == 2
     assert "the directory" in capfd.readouterr().err
+
+
+def test_an_output_of_another_kind_is_refused(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    assert main(["eval", "--data", str(tmp_path), "-o", str(BUILT_IN)]) == 2
+    assert "is to be a .json file" in capfd.readouterr().err

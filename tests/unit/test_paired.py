@@ -9,7 +9,7 @@ import pytest
 
 from edgeclip.backends.base import Embeddings
 from edgeclip.errors import NonFiniteError
-from edgeclip.paired import Drop, Right, cosines, drop
+from edgeclip.paired import Drop, Right, cosines, drop, samples_needed
 
 DRAWS = 400
 Z_TWO, Z_ONE = 1.959964, 1.644854
@@ -38,6 +38,13 @@ def test_the_published_example_is_met() -> None:
     # 21 children, hyper-responsive after but not before: 7, the other way: 1 (Fagerland et al. 2014).
     found = dropped(21, lost=1, won=7)
     assert (found.low_pt, found.high_pt) == pytest.approx((-51.7, -2.6), abs=0.05)
+
+
+@pytest.mark.parametrize("loss", [0.1, 0.5, 3.0])
+def test_as_many_samples_as_are_needed_show_it_and_one_fewer_do_not(loss: float) -> None:
+    needed = samples_needed(loss)
+    bounds = [drop(np.ones(n, bool), np.ones(n, bool)).high_one_sided_pt for n in (needed, needed - 1)]
+    assert bounds[0] <= loss < bounds[1]
 
 
 @pytest.mark.parametrize("n", [50, 1000])
