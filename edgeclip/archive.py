@@ -134,7 +134,9 @@ def _find_directory(file: BinaryIO) -> tuple[int, int, int]:
     file.seek(max(end, 0))
     tail = file.read()
     if len(tail) != _END.size or not tail.startswith(b"PK\x05\x06"):
-        raise BundleFormatError("the zip is truncated, or has bytes after its end record")
+        raise BundleFormatError(
+            "the zip is truncated, or has bytes after its end record", hint="copy or export the bundle again"
+        )
     _, disk, first_disk, here, count, size, start, comment = _END.unpack(tail)
     if disk or first_disk or here != count or comment:
         raise BundleFormatError("the zip has several parts or a comment")

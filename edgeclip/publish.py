@@ -85,8 +85,10 @@ def check_output(path: Path, *, replace: bool) -> None:
 
     Raises:
         ExportExistsError: it exists, and `replace` is false or it is not a bundle.
+        UsageError: its folder does not exist, or cannot be written to.
     """
     path = _real(path)
+    check_folder(path)
     if not os.path.lexists(path):
         return
     if not _is_bundle(path):
@@ -94,6 +96,18 @@ def check_output(path: Path, *, replace: bool) -> None:
         raise ExportExistsError(f"{path}: exists and is not a bundle", hint=hint)
     if not replace:
         raise ExportExistsError(f"{path}: exists already", hint="replace it with --force (replace=True)")
+
+
+def check_folder(path: Path) -> None:
+    """
+    Raises:
+        UsageError: the folder of `path` does not exist, or cannot be written to.
+    """
+    folder = path.absolute().parent
+    if not folder.is_dir():
+        raise UsageError(f"{path}: the directory {path.parent} does not exist", hint="make it first")
+    if not os.access(folder, os.W_OK):
+        raise UsageError(f"{path}: the directory {path.parent} cannot be written to", hint="choose another")
 
 
 @contextmanager

@@ -210,7 +210,8 @@ def show(output: Output, found: Evaluation) -> None:
     import msgspec
 
     output.document |= msgspec.to_builtins(found)
-    rows = [*(_row(output, one) for one in found.rows), *(_missing(output, one) for one in found.missing)]
+    rows = [_row(output, one, _called(one, found)) for one in found.rows]
+    rows += [_missing(output, one) for one in found.missing]
     against = f", drop in points against {found.reference.label}" if found.reference else ""
     output.table(f"Accuracy, {found.suite}{against}", (*COLUMNS, "note"), rows)
     for remark in found.remarks:
@@ -237,7 +238,14 @@ def _all(bundle: Path, engine: Engine) -> list[Engine]:
     return [one.engine for one in verify.plan(Bundle.open(bundle).manifest, engine, None)]
 
 
-def _row(output: Output, one: AccuracyRow) -> list[str]:
+def _called(one: AccuracyRow, found: Evaluation) -> str:
+    """The artifact's label, and of which bundle it is where two share one."""
+    bundles = {other.subject.bundle for other in found.rows if other.subject.label == one.subject.label}
+    short = one.subject.bundle.removeprefix("sha256:")[:8]
+    return f"{one.subject.label} of {short}" if len(bundles) > 1 else one.subject.label
+
+
+def _row(output: Output, one: AccuracyRow, artifact: str) -> list[str]:
     from edgeclip.benchmarks.suites import EFFECTIVE, RELATIVE
 
     sign, unit = ("+", "pt") if one.metric in (EFFECTIVE, RELATIVE) else ("", "%")
@@ -247,7 +255,7 @@ def _row(output: Output, one: AccuracyRow) -> list[str]:
         else ["", ""]
     )
     return [
-        one.subject.label,
+        artifact,
         output.status("ok"),
         one.data,
         one.metric.replace("_", " "),

@@ -22,6 +22,7 @@ from edgeclip.backends.base import Array
 from edgeclip.cli.options import need
 from edgeclip.cli.output import to_json
 from edgeclip.errors import ResourceError, UsageError
+from edgeclip.publish import check_folder
 
 MAX_SOURCES_BYTES = 1 << 30
 FLOAT32 = np.dtype("<f4")
@@ -113,11 +114,7 @@ def check_place(path: Path, suffix: str = "") -> None:
         raise UsageError(f"{path}: is to be a {suffix} file", hint=f"for instance {path.with_suffix(suffix)}")
     if path.is_dir():
         raise UsageError(f"{path}: is a directory", hint="name a file")
-    folder = path.absolute().parent
-    if not folder.is_dir():
-        raise UsageError(f"{path}: the directory {path.parent} does not exist", hint="make it first")
-    if not os.access(folder, os.W_OK):
-        raise UsageError(f"{path}: the directory {path.parent} cannot be written to", hint="choose another")
+    check_folder(path)
 
 
 def check_sources(path: Path, sources: Sequence[str]) -> None:

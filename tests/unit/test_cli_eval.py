@@ -6,8 +6,10 @@ from pathlib import Path
 
 import pytest
 
+from edgeclip.benchmarks.accuracy_rows import AccuracyRow, Evaluation
+from edgeclip.benchmarks.embedding_child import Subject
 from edgeclip.cli import main
-from edgeclip.cli.eval import asked_engines, specs
+from edgeclip.cli.eval import _called, asked_engines, specs
 from edgeclip.cli.options import Engine
 from edgeclip.errors import UsageError
 from edgeclip.loading import BUILT_IN
@@ -15,6 +17,21 @@ from edgeclip.loading import BUILT_IN
 
 def asked(backends: tuple[str, ...] = (), precisions: tuple[str, ...] = ()) -> list[tuple[str, str | None]]:
     return [(one.backend, one.precision) for one in asked_engines(Engine(compute="bf16"), backends, precisions)]
+
+
+def evaluated(digest: str) -> AccuracyRow:
+    """A row of an artifact that is called as in every bundle of the model."""
+    subject = Subject(
+        name="edge-s",
+        bundle=digest,
+        target="onnx",
+        precision="fp16",
+        backend="onnxruntime",
+        engine_version="1",
+        device="cpu",
+        compute="f32",
+    )
+    return AccuracyRow(subject=subject, suite="quick", data="d", metric="top1", value=0.5, low=0.4, high=0.6, n=9)
 
 
 def test_every_backend_runs_every_precision() -> None:
@@ -49,3 +66,10 @@ def test_an_output_that_cannot_be_written_is_refused_before_anything_runs(
 def test_an_output_of_another_kind_is_refused(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     assert main(["eval", "--data", str(tmp_path), "-o", str(BUILT_IN)]) == 2
     assert "is to be a .json file" in capfd.readouterr().err
+
+
+def test_artifacts_of_two_bundles_that_are_called_alike_are_told_apart() -> None:
+    rows = [evaluated(f"sha256:{letter * 64}") for letter in "ab"]
+    found = Evaluation(suite="quick", rows=tuple(rows))
+    assert [_called(one, found) for one in rows] == [f"edge-s onnxruntime fp16 of {letter * 8}" for letter in "ab"]
+    assert _called(rows[0], Evaluation(suite="quick", rows=(rows[0],))) == "edge-s onnxruntime fp16"

@@ -49,6 +49,11 @@ def finished(child: subprocess.Popen[str], timeout: float = 120) -> str:
 # --- what stands there already ------------------------------------------------------------------------------------
 
 
+def test_a_folder_that_does_not_exist_is_refused_before_the_work_begins(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="does not exist"):
+        publish.check_output(tmp_path / "no" / "x.edgeclip", replace=False)
+
+
 def test_existing_bundle_is_kept_unless_it_may_be_replaced(packed: Path) -> None:
     before = packed.read_bytes()
     with pytest.raises(ExportExistsError, match=r"m\.edgeclip: exists already \(replace it with --force"):
