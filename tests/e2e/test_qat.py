@@ -31,6 +31,7 @@ def straight(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.mark.nightly
 def test_a_killed_run_goes_on_with_its_scales_as_if_nothing_had_happened(tmp_path: Path, straight: Path) -> None:
     recipe = qat.recipe_file(tmp_path, "w8a8", **CHANGES)
     killed = patched(at_step(5, "os.kill(os.getpid(), signal.SIGKILL)"), "distill", recipe)
@@ -43,6 +44,7 @@ def test_a_killed_run_goes_on_with_its_scales_as_if_nothing_had_happened(tmp_pat
             assert float((value - expected[name]).abs().max()) <= 1e-6, name
 
 
+@pytest.mark.nightly
 def test_it_exports_in_single_precision(straight: Path, tmp_path: Path) -> None:
     done = edgeclip("export", checkpoint(straight), "--target", "onnx", "-o", tmp_path / "toy.edgeclip")
     assert done.returncode == 0, done.stderr
