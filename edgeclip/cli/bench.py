@@ -20,6 +20,7 @@ from edgeclip.cli.options import need
 from edgeclip.cli.output import Output
 from edgeclip.cpus import available_cpus
 from edgeclip.errors import ParityError, TargetLoadError, TargetUnavailableError, UsageError
+from edgeclip.publish import check_folder
 
 if TYPE_CHECKING:
     from edgeclip.benchmarks.inputs import Pictures
@@ -107,10 +108,8 @@ def command(
         raise UsageError("--quick and --seconds exclude each other")
     budget = suite.QUICK if quick else suite.STANDARD.shortened(seconds) if seconds else suite.STANDARD
     opened = open_bundles(bundles)
-    if embed and len(opened) != 1:
-        raise UsageError("--embed takes one bundle", hint="run it once for each")
     if embed:
-        check_embeddable(next(iter(opened.values())))
+        check_embeddable(list(opened.values()))
     rows = chosen_rows(opened, targets, precisions, reference)
     with ExitStack() as stack:
         begin = stack.enter_context(progress.steps(output))
@@ -212,18 +211,20 @@ def show(output: Output, record: Record) -> None:
         output.line(line)
 
 
-def check_embeddable(bundle: Bundle) -> None:
+def check_embeddable(bundles: Sequence[Bundle]) -> None:
     """Before anything slow begins.
 
     Raises:
-        UsageError: it is the built-in model, which is part of the package, or its folder cannot be written to.
+        UsageError: there are several, it is the built-in model, or its folder cannot be written to.
     """
-    from edgeclip.cli.writers import check_place
     from edgeclip.loading import BUILT_IN
 
+    if len(bundles) != 1:
+        raise UsageError("--embed takes one bundle", hint="run it once for each")
+    [bundle] = bundles
     if bundle.path.resolve() == BUILT_IN.resolve():
         raise UsageError("--embed would change the built-in model, which belongs to the package", hint="copy it first")
-    check_place(bundle.path)
+    check_folder(bundle.path)
 
 
 def embed_record(output: Output, bundle: Bundle, record: Record) -> None:

@@ -110,10 +110,10 @@ def check_place(path: Path, suffix: str = "") -> None:
     Raises:
         UsageError: there is no place for a file, or it has another suffix.
     """
-    if not path.name.lower().endswith(suffix):
-        raise UsageError(f"{path}: is to be a {suffix} file", hint=f"for instance {path.with_suffix(suffix)}")
     if path.is_dir():
         raise UsageError(f"{path}: is a directory", hint="name a file")
+    if not path.name.lower().endswith(suffix):
+        raise UsageError(f"{path}: is to be a {suffix} file", hint=f"for instance {path.with_suffix(suffix)}")
     check_folder(path)
 
 

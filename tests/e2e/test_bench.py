@@ -16,11 +16,11 @@ from edgeclip.benchmarks.inputs import generated
 from edgeclip.benchmarks.rows import rows_of
 from edgeclip.benchmarks.workers import Worker
 from edgeclip.bundle import Bundle
-from edgeclip.cli.bench import SCENARIOS
+from edgeclip.cli.bench import SCENARIOS, check_embeddable
 from edgeclip.errors import TargetLoadError, UsageError
 from edgeclip.loading import BUILT_IN
 from tests import benching
-from tests.bundles import made_wrong
+from tests.bundles import made_wrong, write_directory
 from tests.cli import document, edgeclip, patched
 
 CRASHING = """
@@ -184,6 +184,10 @@ def test_what_cannot_be_done_is_said_at_once(arguments: tuple[str, ...], code: i
 
     assert main(arguments) == code
     assert said in capsys.readouterr().err
+
+
+def test_a_record_may_be_put_into_a_bundle_that_is_a_folder(tmp_path: Path) -> None:
+    check_embeddable([write_directory(tmp_path / "folder")])
 
 
 def test_a_picture_that_cannot_be_read_is_named_before_anything_runs(tmp_path: Path, capsys: Any) -> None:

@@ -68,6 +68,14 @@ def test_an_output_of_another_kind_is_refused(tmp_path: Path, capfd: pytest.Capt
     assert "is to be a .json file" in capfd.readouterr().err
 
 
+@pytest.mark.parametrize("place", [".", "/"])
+def test_an_output_that_is_a_directory_is_refused(
+    place: str, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["eval", "--data", str(tmp_path), "-o", place]) == 2
+    assert "is a directory" in capfd.readouterr().err
+
+
 def test_artifacts_of_two_bundles_that_are_called_alike_are_told_apart() -> None:
     rows = [evaluated(f"sha256:{letter * 64}") for letter in "ab"]
     found = Evaluation(suite="quick", rows=tuple(rows))
