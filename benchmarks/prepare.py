@@ -62,7 +62,7 @@ def prepare(work: Path, tokenizer: Path, folder_size: int, say: Say) -> Material
         for size in photographs.SIZES
     }
     folder = photographs.make(work / f"photographs-{folder_size}", photographs.plan_folder(folder_size))
-    bundle = _bundle(work, checkpoint, tokenizer, folder[0].parent, say)
+    bundle = _bundle(work, checkpoint, tokenizer, folder, say)
     return Materials(checkpoint, bundle, singles, folder)
 
 
@@ -86,9 +86,9 @@ def make_checkpoint(work: Path, say: Say) -> Path:
     return folder
 
 
-def _bundle(work: Path, checkpoint: Path, tokenizer: Path, calibration: Path, say: Say) -> Path:
-    """Export and quantize by the command line, as a user would."""
-    bundle = work / f"{_short(_ingredients(checkpoint, tokenizer))}.edgeclip"
+def _bundle(work: Path, checkpoint: Path, tokenizer: Path, folder: list[Path], say: Say) -> Path:
+    """Export and quantize by the command line, as a user would; calibrated on the folder's photographs."""
+    bundle = work / f"{_short(_ingredients(checkpoint, tokenizer, folder))}.edgeclip"
     if bundle.is_file():
         return bundle
     partial = bundle.with_suffix(".partial")
@@ -99,7 +99,16 @@ def _bundle(work: Path, checkpoint: Path, tokenizer: Path, calibration: Path, sa
     say("bundle: edgeclip quantize, openvino w8a8")
     texts = work / "captions.txt"
     texts.write_text("\n".join([*CAPTIONS, *map(" and ".join, permutations(CAPTIONS, 2))]), "utf-8")
-    arguments = ["quantize", str(partial), "--target", "openvino", "--precision", "w8a8", "--calib", str(calibration)]
+    arguments = [
+        "quantize",
+        str(partial),
+        "--target",
+        "openvino",
+        "--precision",
+        "w8a8",
+        "--calib",
+        str(folder[0].parent),
+    ]
     commands.run("edgeclip", *arguments, "--calib-texts", str(texts), "-o", str(partial))
     partial.rename(bundle)
     for old in set(work.glob("*.edgeclip")) - {bundle}:  # each is larger than a gigabyte
@@ -107,12 +116,13 @@ def _bundle(work: Path, checkpoint: Path, tokenizer: Path, calibration: Path, sa
     return bundle
 
 
-def _ingredients(checkpoint: Path, tokenizer: Path) -> str:
-    """What a bundle depends on: weights, tokenizer, exporters, and our code that drives them."""
+def _ingredients(checkpoint: Path, tokenizer: Path, folder: list[Path]) -> str:
+    """What a bundle depends on: weights, tokenizer, photographs, exporters, and our code that drives them."""
     package = Path(edgeclip.__file__).parent
     code = [path for part in ("export", "train", "quantize") for path in sorted((package / part).rglob("*.py"))]
     versions = [f"{name} {machine.version_of(name)}" for name in _EXPORTED_BY]
-    return " ".join(["fp32,fp16,w8a8", *versions, *map(_digest, [checkpoint / "model.safetensors", tokenizer, *code])])
+    files = [checkpoint / "model.safetensors", tokenizer, *code]
+    return " ".join(["fp32,fp16,w8a8", photographs.digest(folder), *versions, *map(_digest, files)])
 
 
 def _digest(file: Path) -> str:
