@@ -9,6 +9,7 @@ from edgeclip import htmlpage
 from edgeclip.benchmarks import tabulated
 from edgeclip.benchmarks.charts import charts
 from edgeclip.benchmarks.record import Record
+from edgeclip.cli.output import MARKS
 from edgeclip.cli.tables import numeric
 
 FOLDER = Path(__file__).parent / "templates"
@@ -17,7 +18,12 @@ NUMERIC = "number"
 _TICK = "M2 6.5l3 3 5-7"
 _CROSS = "M2.5 2.5l7 7m0-7l-7 7"
 _DASH = "M2 6h8"
-SIGNS = {"✅": ("s1", _TICK), "❎": ("s2", _TICK), "❌": ("s5", _CROSS), "➖": ("weak", _DASH)}
+SIGNS = {
+    MARKS["ok"]: ("s1", _TICK),
+    MARKS["below gate"]: ("s2", _TICK),
+    MARKS["failed"]: ("s5", _CROSS),
+    tabulated.SKIPPED: ("weak", _DASH),
+}
 """What a status begins with -> its colour, and the path that draws it on 12 x 12."""
 
 

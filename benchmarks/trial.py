@@ -150,12 +150,19 @@ class Trial:
             self.failed[label] = exc
             return 0
         self.warmth.setdefault(cell, {})[label] = warmth
-        turn_s = SHORT_TURN_S if self.threads == 1 else TURN_S
+        _, turn_s = self._rhythm
         return int(np.clip(turn_s * warmth.calls / warmth.seconds, 1, MOST_CALLS))
 
+    @property
+    def _rhythm(self) -> tuple[float, float]:
+        """Seconds of the pause before a turn, and of the turn."""
+        return (SHORT_PAUSE_S, SHORT_TURN_S) if self.threads == 1 else (PAUSE_S, TURN_S)
+
     def _interleaved(self, cell: Cell, counts: Mapping[str, int], pace: Pace) -> dict[str, Rounds]:
+        pause_s, _ = self._rhythm
+
         def observe(label: str) -> Turn:
-            time.sleep(SHORT_PAUSE_S if self.threads == 1 else PAUSE_S)
+            time.sleep(pause_s)
             at = time.monotonic()
             if label in self.failed:
                 return Turn(at, [])

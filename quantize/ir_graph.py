@@ -57,7 +57,7 @@ def fold(model: Any) -> None:
 
 
 def scope_names(model: Any, keep: Iterable[str], *, first: bool) -> list[str]:
-    """The nodes that must not be quantized: layers in `keep`, and what no quantized layer reads or none is before.
+    """The nodes that must not be quantized: layers in `keep`, what no layer is before, and what no quantized one reads.
 
     Pixels are normalised there, and embeddings: both are cheap, and a vector that is divided by the square root of
     rounded squares is no longer of length 1.
